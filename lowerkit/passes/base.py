@@ -1,0 +1,142 @@
+"""What a method is: a frozen dataclass whose fields are its options and whose docstring is its maths.
+
+A method replaces one canonical node by one operator of the `lowerkit` domain. Its file holds
+everything about it: source, contract, domain, error bound, function body, numpy model and cost.
+Adding a method is adding a file to a folder of `lowerkit.passes`; `lowerkit.passes.registry` finds it.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import OnnxFunction
+
+from lowerkit.graph.domain import DOMAIN, add_function
+from lowerkit.numerics.statistics import TensorStats
+
+
+class Contract(str, enum.Enum):
+    """What a method promises about the function it puts in place of the original."""
+
+    EXACT = "exact"  # the same function up to rounding
+    APPROXIMATE = "approximate"  # a checked bound on the error over a stated domain
+    REPLACE = "replace"  # another function; accuracy needs training
+
+
+class Evidence(str, enum.Enum):
+    """How the error bound is known."""
+
+    PROVED = "proved"  # derived in the method's docstring, and tested
+    EXHAUSTIVE = "exhaustive"  # evaluated at every float32 of the domain
+    SAMPLED = "sampled"  # measured on a dense grid; never used for `exact`
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound on the method error in real arithmetic: |method(x) - original(x)| <= value.
+
+    `kind` is "absolute", or "relative" to |original(x)|. `domain` states the inputs for which it holds.
+    """
+
+    value: float
+    kind: str
+    domain: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One way of computing one canonical operator. Subclasses add their options as fields."""
+
+    #: The name users type, e.g. `online`.
+    name: ClassVar[str]
+    #: The command-line family it is chosen by: `softmax`, `gelu`, `norm`.
+    family: ClassVar[str]
+    #: Canonical (standard) operators it can replace.
+    replaces: ClassVar[frozenset[str]]
+    contract: ClassVar[Contract]
+    #: Paper or book and section.
+    source: ClassVar[str]
+    #: Target name -> what one element (or row) costs there, in one line.
+    cost: ClassVar[Mapping[str, str]]
+    #: The operator of the `lowerkit` domain, as an onnxscript function with its body.
+    function: ClassVar[OnnxFunction]
+
+    @classmethod
+    def fit(cls, stats: TensorStats | None, options: Mapping[str, Any]) -> Method:
+        """The method with `options`, the others chosen from the calibrated statistics of its input."""
+        return cls(**options)
+
+    @abstractmethod
+    def bound(self) -> Bound:
+        """The error bound for these options."""
+
+    def refuses(self, node: ir.Node) -> str | None:
+        """Why this method cannot replace `node`, or None."""
+        return None
+
+    def outside(self, stats: TensorStats) -> str | None:
+        """Why calibrated inputs leave the domain in which the bound holds, or None."""
+        return None
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Tables and coefficients: further inputs of the operator, by formal parameter name."""
+        return {}
+
+    def attributes(self, node: ir.Node) -> dict[str, int | float]:
+        """Attributes of the operator, from the node replaced and the method's options."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
+        """The method in float64 numpy, step by step as hardware would do it; the tests' oracle.
+
+        `x` has any shape; softmax and normalisation methods work on the last axis.
+        """
+
+    def rewrite(self, model: ir.Model, node: ir.Node) -> ir.Node:
+        """Put the operator in the node's place; output values keep their names. Returns the new node."""
+        add_function(model, self.function)
+        inputs = list(node.inputs) + [
+            _constant(model, f"{DOMAIN}.{self.name}.{key}", array) for key, array in self.constants().items()
+        ]
+        new = ir.node(
+            self.function.name,
+            inputs,
+            self.attributes(node),
+            domain=DOMAIN,
+            name=node.name,
+            num_outputs=1,
+            metadata_props={"lowerkit.method": self.name, "lowerkit.replaces": node.op_type},
+        )
+        old_value, value = node.outputs[0], new.outputs[0]
+        value.name, value.shape, value.type = old_value.name, old_value.shape, old_value.type
+        assert node.graph is not None
+        ir.convenience.replace_nodes_and_values(node.graph, node, [node], [new], [old_value], [value])
+        return new
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """The initializer that holds `array`, shared by all nodes that use the same table."""
+    index = 0
+    while True:
+        key = name if index == 0 else f"{name}.{index}"
+        found = model.graph.initializers.get(key)
+        if found is None:
+            value = ir.Value(
+                name=key,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+                const_value=ir.tensor(array, name=key),
+            )
+            model.graph.register_initializer(value)
+            return value
+        if found.const_value is not None and np.array_equal(found.const_value.numpy(), array):
+            return found
+        index += 1

@@ -1,0 +1,93 @@
+"""plan -> rewrite: choose a method for every plannable node, then put the methods in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from lowerkit.calibrate import Calibration
+from lowerkit.errors import PlanError
+from lowerkit.graph.domain import describe_node
+from lowerkit.passes import registry
+from lowerkit.passes.base import Method
+from lowerkit.passes.registry import KEEP
+from lowerkit.plan import Choice, Plan, options_of
+from lowerkit.targets.base import Target
+
+
+def default_plan(
+    model: ir.Model,
+    target: Target,
+    calibration: Calibration,
+    families: Mapping[str, str] | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Plan:
+    """The target's choice for every plannable node; `families` (family -> method name) overrides it.
+
+    A default method that refuses a node gives way to `keep`; one the user asked for raises PlanError.
+    """
+    asked = dict(families or {})
+    choices = []
+    for node in model.graph.all_nodes():
+        family = registry.family_of(node.op_type) if node.domain == "" else None
+        if family is None:
+            continue
+        name = asked.get(family, target.defaults.get(family, KEEP))
+        if name == KEEP:
+            choices.append(Choice(_name(node), node.op_type, KEEP))
+            continue
+        cls = registry.method_class(family, name)
+        reason = _refusal(cls, node)
+        if reason is None:
+            method = cls.fit(calibration.get(node.inputs[0]), {})
+            reason = method.refuses(node)
+        if reason is None:
+            choices.append(Choice(_name(node), node.op_type, name, options_of(method)))
+        elif family in asked:
+            raise PlanError(
+                f"{family} method '{name}' {reason}",
+                node=describe_node(node),
+                hint=f"choose '{KEEP}' for this node in a plan file",
+            )
+        else:
+            choices.append(Choice(_name(node), node.op_type, KEEP))
+    return Plan(target.name, tuple(choices), {**target.options, **(options or {})})
+
+
+def apply_plan(model: ir.Model, plan: Plan) -> None:
+    """Rewrite `model` in place as `plan` says. Raises PlanError when the two do not fit."""
+    nodes = {_name(node): node for node in model.graph.all_nodes()}
+    for choice in plan.choices:
+        node = nodes.get(choice.node)
+        if node is None or node.op_type != choice.op or node.domain != "":
+            found = "it is not there" if node is None else f"it is a {node.op_type}"
+            raise PlanError(
+                f"the plan speaks of node '{choice.node}' ({choice.op}), but {found}",
+                hint="write a plan for this model with `lowerkit plan`",
+            )
+        if choice.method == KEEP:
+            continue
+        family = registry.family_of(choice.op)
+        if family is None:
+            raise PlanError(f"no method replaces {choice.op}", node=describe_node(node))
+        method = registry.make(family, choice.method, choice.options)
+        reason = _refusal(type(method), node) or method.refuses(node)
+        if reason is not None:
+            raise PlanError(f"{family} method '{choice.method}' {reason}", node=describe_node(node))
+        method.rewrite(model, node)
+
+
+def _refusal(cls: type[Method], node: ir.Node) -> str | None:
+    if node.op_type not in cls.replaces:
+        return f"replaces {', '.join(sorted(cls.replaces))}, not {node.op_type}"
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    if dtype != ir.DataType.FLOAT:
+        return f"works in float32, not {dtype.name.lower() if dtype is not None else 'an unknown type'}"
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return "computes the first output alone, and the graph uses another"
+    return None
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or ""

@@ -1,0 +1,71 @@
+"""Finds methods: every module in the method folders here, and the entry points `lowerkit.methods`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from lowerkit import passes
+from lowerkit.errors import PlanError
+from lowerkit.passes.base import Method
+
+FOLDERS = ("softmax", "activation", "norm", "attention")
+#: The choice that leaves a node as the canonical operator, for the target's own implementation.
+KEEP = "keep"
+
+
+@functools.cache
+def methods() -> dict[tuple[str, str], type[Method]]:
+    """Every known method by (family, name), in a stable order."""
+    for folder in FOLDERS:
+        package = importlib.import_module(f"{passes.__name__}.{folder}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    for entry in entry_points(group="lowerkit.methods"):
+        entry.load()
+    found: dict[tuple[str, str], type[Method]] = {}
+    for cls in _subclasses(Method):  # type: ignore[type-abstract]
+        if "name" in cls.__dict__:
+            found[cls.family, cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def _subclasses(cls: type[Method]) -> list[type[Method]]:
+    return [s for child in cls.__subclasses__() for s in (child, *_subclasses(child))]
+
+
+def families() -> dict[str, frozenset[str]]:
+    """Family -> the canonical operators that its methods replace."""
+    out: dict[str, frozenset[str]] = {}
+    for (family, _), cls in methods().items():
+        out[family] = out.get(family, frozenset()) | cls.replaces
+    return out
+
+
+def family_of(op_type: str) -> str | None:
+    """The family that replaces canonical operator `op_type`, or None."""
+    return next((family for family, ops in families().items() if op_type in ops), None)
+
+
+def method_class(family: str, name: str) -> type[Method]:
+    """The method class. Raises PlanError that lists the known names."""
+    try:
+        return methods()[family, name]
+    except KeyError:
+        known = ", ".join([KEEP, *(n for f, n in methods() if f == family)])
+        hint = f"known: {known} (see `lowerkit passes`)"
+        raise PlanError(f"no {family} method '{name}'", hint=hint) from None
+
+
+def make(family: str, name: str, options: Mapping[str, Any]) -> Method:
+    """The method with `options`. Raises PlanError on an unknown or ill-typed option."""
+    cls = method_class(family, name)
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        fields = ", ".join(cls.__dataclass_fields__) or "none"
+        raise PlanError(f"{family} method '{name}': {error}", hint=f"its options: {fields}") from None

@@ -1,0 +1,76 @@
+"""What a target is. Targets register under the entry-point group `lowerkit.targets`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.errors import UnsupportedError
+
+
+class Runner(Protocol):
+    """Something that executes an artifact: input name -> array in, output name -> array out."""
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+class Target(ABC):
+    """Turns a lowered graph into something that executes.
+
+    A target is stateless. `options` are the target's own choices (e.g. threads), saved in the plan.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    #: Family -> method chosen by default (`keep` for the target's own operator).
+    defaults: ClassVar[Mapping[str, str]]
+    #: Canonical operators to expand into simpler canonical ones before planning, e.g. Attention.
+    expands: ClassVar[frozenset[str]] = frozenset()
+    #: Canonical operators that the target cannot compute itself: a method must replace them.
+    must_lower: ClassVar[frozenset[str]] = frozenset()
+    #: Operators of the `lowerkit` domain that the target emits itself; the others are inlined.
+    native: ClassVar[frozenset[str]] = frozenset()
+    #: Target option -> default value.
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def blocker(self, node: ir.Node) -> str | None:
+        """Why the target cannot run `node` of a canonical or lowered graph, or None."""
+
+    @abstractmethod
+    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
+        """Write the target's files for the lowered `model` into `directory`, deterministically.
+
+        Raises UnsupportedError (names the node) or ToolError; never leaves a wrong artifact in silence.
+        """
+
+    @abstractmethod
+    def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
+        """A runner for the files that `emit` wrote, without the target's compiler."""
+
+    @abstractmethod
+    def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
+        """A runner of the same code that also returns the intermediate values named in `taps`."""
+
+
+def target_names() -> list[str]:
+    """Names of the installed targets."""
+    return sorted(entry.name for entry in entry_points(group="lowerkit.targets"))
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`; its heavy dependencies are imported only when it is used.
+
+    Raises UnsupportedError that lists the installed targets.
+    """
+    for entry in entry_points(group="lowerkit.targets"):
+        if entry.name == name:
+            target: Target = entry.load()()
+            return target
+    raise UnsupportedError(f"no target '{name}'", hint=f"installed: {', '.join(target_names())}")
