@@ -47,3 +47,7 @@ class ArtifactError(LowerkitError):
 
 class ToolError(LowerkitError):
     """A program or library that the target needs is missing or failed."""
+
+
+class LowerkitWarning(UserWarning):
+    """Something the user should know that does not stop the work."""

@@ -1,0 +1,108 @@
+"""The way of the data, stage by stage; each stage takes a graph and returns a graph that onnxruntime runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.artifact import save_model, specs
+from lowerkit.calibrate import Calibration, calibrate
+from lowerkit.errors import LowerkitWarning, UnsupportedError
+from lowerkit.graph.canonicalise import canonicalise
+from lowerkit.graph.domain import DOMAIN, describe_node
+from lowerkit.graph.expand import expand
+from lowerkit.graph.load import upgrade
+from lowerkit.passes import registry
+from lowerkit.targets.base import Target
+from lowerkit.validate.samples import read_samples, synthetic_samples
+
+#: Samples drawn when the user gives none.
+SYNTHETIC_SAMPLES = 8
+
+#: Called as (stage, done, total) while work goes on.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Stages:
+    """Announces stages, and writes each stage's graph to `directory` when there is one."""
+
+    progress: Progress | None = None
+    directory: Path | None = None
+    names: Sequence[str] = ("load", "canonicalise", "calibrate", "plan", "rewrite", "emit", "validate")
+    _dumped: int = field(default=0, init=False)
+
+    def start(self, name: str) -> None:
+        """Announce that stage `name` begins."""
+        if self.progress is not None:
+            self.progress(name, self.names.index(name), len(self.names))
+
+    def dump(self, name: str, model: ir.Model) -> None:
+        """Write `model` as `NN-name.onnx`, numbered in the order of the stages."""
+        if self.directory is None:
+            return
+        self.directory.mkdir(exist_ok=True)
+        save_model(model, self.directory / f"{self._dumped:02d}-{name}.onnx")
+        self._dumped += 1
+
+
+def canonical_graph(original: ir.Model, target: Target | None, stages: Stages) -> ir.Model:
+    """The graph that plans speak of: opset upgraded, canonical, and expanded as `target` wants it."""
+    stages.start("canonicalise")
+    stages.dump("original", original)
+    model = original.clone()
+    upgrade(model)
+    model = canonicalise(model, dump=stages.dump)
+    if target is not None and target.expands:
+        expand(model, target.expands)
+        stages.dump("expanded", model)
+    return model
+
+
+def check_target(model: ir.Model, target: Target, *, lowered: bool) -> None:
+    """Refuse the first node that `target` cannot run. Raises UnsupportedError."""
+    for node in model.graph.all_nodes():
+        if node.op_type in target.must_lower and node.domain == "":
+            if not lowered:
+                continue
+            reason: str | None = "the target cannot compute it, and the plan keeps it"
+            hint = "choose a method for it in the plan"
+        elif node.domain == DOMAIN:
+            continue
+        else:
+            reason, hint = target.blocker(node), "see `lowerkit inspect MODEL --target T`"
+        if reason is not None:
+            raise UnsupportedError(f"target '{target.name}': {reason}", node=describe_node(node), hint=hint)
+
+
+def gather_samples(model: ir.Model, path: Path | None) -> tuple[list[Mapping[str, np.ndarray]], bool]:
+    """The user's calibration samples, or synthetic ones with a warning; and whether they are synthetic."""
+    if path is not None:
+        return list(read_samples(path, specs(list(model.graph.inputs)))), False
+    warnings.warn(
+        "no calibration data: ranges and errors come from synthetic inputs; pass --calibration D.npz",
+        LowerkitWarning,
+        stacklevel=3,
+    )
+    return list(synthetic_samples(model, SYNTHETIC_SAMPLES, seed=0)), True
+
+
+def calibrate_plannable(
+    model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], *, synthetic: bool
+) -> Calibration:
+    """Statistics of the first input of every node that some method can replace."""
+    values = [
+        node.inputs[0].name or ""
+        for node in model.graph
+        if node.domain == "" and registry.family_of(node.op_type) and node.inputs[0] is not None
+    ]
+    calibration = calibrate(model, samples, values)
+    calibration.synthetic = synthetic
+    return calibration
+
+
