@@ -1,0 +1,57 @@
+"""The real models that benchmarks run: where they come from, at which shape, on what samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from examples.fetch import fetch
+from lowerkit import load
+from lowerkit.artifact import specs
+from lowerkit.validate.samples import read_samples, synthetic_samples
+
+_EXAMPLES = Path(__file__).parent.parent / "examples" / "models"
+
+
+@dataclass(frozen=True)
+class BenchmarkModel:
+    """A model at a fixed shape. Samples are synthetic: speed does not depend on their values."""
+
+    name: str
+    path: Callable[[], Path]
+    shapes: Mapping[str, Sequence[int]]
+
+    def write_samples(self, path: Path, count: int = 4) -> Path:
+        """Write `count` synthetic samples as one .npz, samples along the first axis."""
+        samples = list(synthetic_samples(load(self.path(), self.shapes), count, seed=0))
+        np.savez(path, **{name: np.concatenate([s[name] for s in samples]) for name in samples[0]})
+        return path
+
+    def one_sample(self, data: Path) -> Mapping[str, np.ndarray]:
+        """The first sample of a file that `write_samples` wrote."""
+        model = load(self.path(), self.shapes)
+        return next(iter(read_samples(data, specs(list(model.graph.inputs)))))
+
+
+def _fetched(name: str, **shapes: Sequence[int]) -> BenchmarkModel:
+    return BenchmarkModel(name, lambda: fetch(name), shapes)
+
+
+def _example(name: str, file: str, **shapes: Sequence[int]) -> BenchmarkModel:
+    return BenchmarkModel(name, lambda: _EXAMPLES / file, shapes)
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        _fetched("minilm", input_ids=(1, 128), attention_mask=(1, 128)),
+        _fetched("ocr-rec", x=(1, 3, 48, 320)),
+        _fetched("ocr-cls", x=(1, 3, 48, 192)),
+        _fetched("orientation", x=(1, 3, 224, 224)),
+        _example("vit", "vit_digits.onnx"),
+        _example("mlp", "mlp_fashion.onnx"),
+    )
+}
