@@ -1,0 +1,63 @@
+"""Relax → machine code: TVM's passes, lowerkit's schedules, and the linker."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from lowerkit.errors import ToolError
+from lowerkit.targets.cpu.schedule import ScheduleForCpu
+
+
+def build_library(module: tvm.IRModule, cpu: str, path: Path) -> None:
+    """Compile `module` for processor `cpu` into the shared library `path`.
+
+    Equal modules give equal bytes. Raises ToolError when there is no linker, or the build fails.
+    """
+    linker = shutil.which("g++")
+    if linker is None:
+        raise ToolError("no g++ to link the library with", hint="install it: apt-get install g++")
+    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})
+
+    def link(output: str, objects: list[str], **_: object) -> None:
+        # -s leaves out the symbol table, which is not needed and holds names of temporary files.
+        command = [linker, "-shared", "-fPIC", "-s", "-o", output, *objects]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ToolError(f"g++ failed: {done.stderr.strip() or done.returncode}")
+
+    with target, tvm.transform.PassContext(opt_level=3):
+        executable = tvm.compile(module, target, relax_pipeline=_pipeline(cpu))
+        executable.export_library(str(path), fcompile=link)
+
+
+def _pipeline(cpu: str) -> tvm.transform.Pass:
+    t = relax.transform
+    return tvm.transform.Sequential(
+        [
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            t.LegalizeOps(),
+            t.AnnotateTIROpPattern(),
+            t.FoldConstant(),
+            t.FuseOps(),
+            t.FuseTIR(),
+            t.DeadCodeElimination(),
+            ScheduleForCpu(cpu),
+            t.RewriteDataflowReshape(),
+            t.ToNonDataflow(),
+            t.RemovePurityChecking(),
+            t.CallTIRRewrite(),
+            t.StaticPlanBlockMemory(),
+            t.LowerAllocTensor(),
+            t.KillAfterLastUse(),
+            t.LowerRuntimeBuiltin(),
+            t.ComputePrimValue(),
+            t.VMShapeLower(),
+            t.AttachGlobalSymbol(),
+        ]
+    )

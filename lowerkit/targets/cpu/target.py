@@ -1,0 +1,101 @@
+"""The cpu target: see the package's docstring."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from lowerkit.errors import ModelError, PlanError
+from lowerkit.targets.base import Runner, Target
+from lowerkit.targets.cpu import features, runner, support
+
+
+class CpuTarget(Target):
+    """Compiles to machine code with TVM. Options: `cpu`, what to compile for; `threads`, 0 for all."""
+
+    name = "cpu"
+    summary = "machine code for this kind of processor, compiled by TVM"
+    defaults: ClassVar[Mapping[str, str]] = {"softmax": "poly-exp", "gelu": "poly", "norm": "keep"}
+    expands = frozenset({"Attention"})
+    native = frozenset()
+    options: ClassVar[Mapping[str, Any]] = {"cpu": features.default_cpu(), "threads": 0}
+
+    def blocker(self, node: ir.Node) -> str | None:
+        """Why TVM cannot run `node`, or would compute something else."""
+        return support.reason(node)
+
+    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
+        """Write `model.so`, TVM's runtime library, `runtime.json` and `run.py`; changes `model`."""
+        cpu, threads = _checked(options)
+        flags = features.required_flags(cpu)
+        # TVM takes seconds to import, and opening an artifact does not need it.
+        import tvm.libinfo
+
+        from lowerkit.targets.cpu.build import build_library
+        from lowerkit.targets.cpu.importer import import_model, output_types
+
+        inputs = [_spec(value) for value in model.graph.inputs]
+        names = [value.name for value in model.graph.outputs]
+        module = import_model(model, {})
+        build_library(module, cpu, directory / runner.LIBRARY)
+        outputs = [
+            {"name": name, "dtype": dtype, "shape": shape}
+            for name, (shape, dtype) in zip(names, output_types(module), strict=True)
+        ]
+        metadata = {
+            "inputs": inputs,
+            "outputs": outputs,
+            "machine": platform.machine(),
+            "cpu": cpu,
+            "flags": list(flags),
+            "threads": threads,
+            "tvm": importlib.metadata.version("apache-tvm"),
+            "tvm_ffi": importlib.metadata.version("apache-tvm-ffi"),
+        }
+        shutil.copyfile(tvm.libinfo.find_libtvm_runtime(), directory / runner.RUNTIME)
+        shutil.copyfile(runner.__file__, directory / "run.py")
+        (directory / runner.METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+    def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
+        """A runner that needs numpy and `apache-tvm-ffi`; only `threads` of the options matters here."""
+        return runner.CpuRunner(directory, _checked(options)[1])
+
+    def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
+        """Compile `model` once more with the values named in `taps` as further outputs."""
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        present = {value.name for value in model.graph.outputs}
+        for name in dict.fromkeys(taps):
+            if name in present:
+                continue
+            if name not in values:
+                raise ModelError(f"the graph has no value '{name}'")
+            model.graph.outputs.append(values[name])
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as directory:
+            self.emit(model, options, Path(directory))
+            return self.open(Path(directory), options)
+
+
+def _checked(options: Mapping[str, Any]) -> tuple[str, int]:
+    merged = {**CpuTarget.options, **options}
+    if unknown := sorted(set(merged) - set(CpuTarget.options)):
+        raise PlanError(f"the cpu target has no option '{unknown[0]}'", hint="its options: cpu, threads")
+    cpu, threads = merged["cpu"], merged["threads"]
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
+        raise PlanError(f"option threads must be 0 (all) or a positive number, not {threads!r}")
+    if not isinstance(cpu, str):
+        raise PlanError(f"option cpu must be a name, not {cpu!r}")
+    return cpu, threads
+
+
+def _spec(value: ir.Value) -> dict[str, Any]:
+    if value.shape is None or value.dtype is None or not value.shape.is_static():
+        raise ModelError(f"value '{value.name}' has no static shape and type")
+    return {"name": value.name, "dtype": value.dtype.numpy().name, "shape": list(value.shape.numpy())}
