@@ -1,0 +1,116 @@
+"""Original against lowered against artifact: end to end, by layer, by choice.
+
+    original --method error--> lowered --arithmetic error--> artifact
+
+Original and lowered run operator by operator in onnxruntime, in float; the artifact runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.artifact import specs
+from lowerkit.errors import DataError
+from lowerkit.plan import Plan
+from lowerkit.reference import Reference
+from lowerkit.targets.base import Runner
+from lowerkit.validate.choices import compare_choices
+from lowerkit.validate.layers import Probe, compare_layers
+from lowerkit.validate.outputs import meters
+from lowerkit.validate.results import OutputResult, Validation
+
+__all__ = ["LAYER_SAMPLES", "Validation", "validate"]
+
+#: Samples that the comparison by layer and by choice uses at most, from the first on.
+LAYER_SAMPLES = 32
+
+#: Called as (what, done, total) while work goes on.
+Progress = Callable[[str, int, int], None]
+
+
+def validate(
+    original: ir.Model,
+    lowered: ir.Model,
+    run: Runner,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    *,
+    planned: Plan,
+    canonical: ir.Model | None = None,
+    labels: np.ndarray | None = None,
+    probe: Probe | None = None,
+    layers: bool = True,
+    synthetic: bool = False,
+    progress: Progress | None = None,
+) -> Validation:
+    """Measure what lowering cost.
+
+    Args:
+        original: the float model, shapes static.
+        lowered: the graph after the plan, method operators with their bodies.
+        run: the artifact.
+        samples: input name -> array, one mapping per run.
+        planned: the plan that led from canonical to lowered.
+        canonical: the graph that the plan speaks of; `original` when None. Needed for the local error of
+            nodes that canonicalisation named.
+        labels: [rows of all samples] integer classes, for accuracy.
+        probe: runners of the artifact's code with intermediate values; without it, layers have method
+            errors alone.
+        layers: measure layers and choices at all.
+        synthetic: the samples were made up; only noted in the result.
+
+    Raises:
+        DataError: no samples, labels that fit no output, or outputs of the artifact of another shape.
+    """
+    if not len(samples):
+        raise DataError("there are no samples to validate on")
+    outputs = _compare_outputs(
+        original, lowered, run, samples, labels, _counter(progress, "end to end", len(samples))
+    )
+    few = samples[: LAYER_SAMPLES if layers else 0]
+    canonical = canonical if canonical is not None else original
+    found, left_out = compare_layers(
+        original, canonical, lowered, few, probe, planned, _counter(progress, "layers", len(few))
+    )
+    choices = compare_choices(canonical, lowered, few, planned, _counter(progress, "choices", len(few)))
+    return Validation(len(samples), len(few), synthetic, outputs, found, left_out, choices)
+
+
+def _compare_outputs(
+    original: ir.Model,
+    lowered: ir.Model,
+    run: Runner,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    labels: np.ndarray | None,
+    advance: Callable[[], None],
+) -> tuple[OutputResult, ...]:
+    measured = meters(specs(list(original.graph.outputs)), len(samples), labels)
+    before, after = Reference(original), Reference(lowered)
+    for sample in samples:
+        expected, middle, got = before(sample), after(sample), run(sample)
+        for meter in measured:
+            name = meter.output.name
+            if name not in got or got[name].shape != expected[name].shape:
+                found = f"shape {list(got[name].shape)}" if name in got else "nothing"
+                raise DataError(
+                    f"the artifact returns {found} for output '{name}', "
+                    f"the original has shape {list(expected[name].shape)}"
+                )
+            meter.update(expected[name], middle[name], got[name])
+        advance()
+    return tuple(meter.result() for meter in measured)
+
+
+def _counter(progress: Progress | None, what: str, total: int) -> Callable[[], None]:
+    """A function that reports one sample more of `what` each time it is called."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(what, min(done, total), total)
+
+    return advance
