@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from lowerkit.errors import ToolError
+from lowerkit.targets.cpu.kernels import packed
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
 
 
@@ -41,7 +42,7 @@ def _pipeline(cpu: str) -> tvm.transform.Pass:
         [
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
-            t.LegalizeOps(),
+            t.LegalizeOps(packed.legalizations()),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
             t.FuseOps(),

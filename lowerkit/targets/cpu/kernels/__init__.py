@@ -1,0 +1,1 @@
+"""Operators that lowerkit emits itself, as tensor expressions: one idea per file."""
