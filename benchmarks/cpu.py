@@ -19,15 +19,25 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.models import MODELS, BenchmarkModel
+from benchmarks.tables import Column, markdown, rich_table
 from lowerkit.artifact import ORIGINAL, Artifact
 
 Run = Callable[[], object]
+
+TITLE = "The cpu target's speed"
+COLUMNS = (
+    Column("model", "{model}"),
+    Column("threads", "{threads}"),
+    Column("lowerkit ms", "{lowerkit_ms:.2f}"),
+    Column("onnxruntime ms", "{onnxruntime_ms:.2f}"),
+    Column("ratio", "{ratio:.2f}"),
+)
 
 
 def onnxruntime_run(directory: Path, threads: int, sample: Mapping[str, np.ndarray]) -> Run:
@@ -92,7 +102,7 @@ class Worker:
         self.process.wait()
 
 
-def compare(model: BenchmarkModel, threads: int, rounds: int, scratch: Path) -> dict[str, object]:
+def compare(model: BenchmarkModel, threads: int, rounds: int, scratch: Path) -> dict[str, Any]:
     """Compile `model` with default methods and time both contenders in turn."""
     import lowerkit
 
@@ -121,21 +131,10 @@ def compare(model: BenchmarkModel, threads: int, rounds: int, scratch: Path) -> 
         "model": model.name,
         "threads": threads,
         "rounds": rounds,
-        "ms": {name: round(1e3 * value, 4) for name, value in medians.items()},
+        **{f"{name}_ms": round(1e3 * value, 4) for name, value in medians.items()},
         "range_ms": {name: [round(1e3 * f(v), 4) for f in (min, max)] for name, v in times.items()},
         "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
     }
-
-
-def table(rows: list[dict[str, object]]) -> Table:
-    """The results for people."""
-    out = Table("model", "threads", "lowerkit ms", "onnxruntime ms", "ratio")
-    for row in rows:
-        ms = row["ms"]
-        assert isinstance(ms, dict)
-        cells = (row["model"], row["threads"], ms["lowerkit"], ms["onnxruntime"], row["ratio"])
-        out.add_row(*map(str, cells))
-    return out
 
 
 def main() -> None:
@@ -148,6 +147,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     busy = os.getloadavg()[0]
     if busy > 0.5:
@@ -158,7 +158,9 @@ def main() -> None:
             for name in arguments.models.split(",")
             for threads in map(int, arguments.threads.split(","))
         ]
-    Console().print(table(rows))
+    Console().print(rich_table(COLUMNS, rows))
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 

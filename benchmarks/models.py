@@ -13,20 +13,32 @@ from lowerkit import load
 from lowerkit.artifact import specs
 from lowerkit.validate.samples import read_samples, synthetic_samples
 
-_EXAMPLES = Path(__file__).parent.parent / "examples" / "models"
+_EXAMPLES = Path(__file__).parent.parent / "examples"
+#: Samples of a model that has no real data here.
+SYNTHETIC = 16
 
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model at a fixed shape. Samples are synthetic: speed does not depend on their values."""
+    """A model at a fixed shape.
+
+    Attributes:
+        classifier: whether its users look at the largest element of the last axis.
+        data: writes real samples to a file; synthetic ones are drawn when None.
+    """
 
     name: str
     path: Callable[[], Path]
     shapes: Mapping[str, Sequence[int]]
+    classifier: bool
+    data: Callable[[Path], None] | None = None
 
-    def write_samples(self, path: Path, count: int = 4) -> Path:
-        """Write `count` synthetic samples as one .npz, samples along the first axis."""
-        samples = list(synthetic_samples(load(self.path(), self.shapes), count, seed=0))
+    def write_samples(self, path: Path) -> Path:
+        """Write the samples as one .npz, one after the other along the first axis."""
+        if self.data is not None:
+            self.data(path)
+            return path
+        samples = list(synthetic_samples(load(self.path(), self.shapes), SYNTHETIC, seed=1))
         np.savez(path, **{name: np.concatenate([s[name] for s in samples]) for name in samples[0]})
         return path
 
@@ -36,12 +48,21 @@ class BenchmarkModel:
         return next(iter(read_samples(data, specs(list(model.graph.inputs)))))
 
 
-def _fetched(name: str, **shapes: Sequence[int]) -> BenchmarkModel:
-    return BenchmarkModel(name, lambda: fetch(name), shapes)
+def _fetched(
+    name: str,
+    *,
+    classifier: bool,
+    data: Callable[[Path], None] | None = None,
+    **shapes: Sequence[int],
+) -> BenchmarkModel:
+    return BenchmarkModel(name, lambda: fetch(name), shapes, classifier, data)
 
 
-def _example(name: str, file: str, **shapes: Sequence[int]) -> BenchmarkModel:
-    return BenchmarkModel(name, lambda: _EXAMPLES / file, shapes)
+def _example(name: str, file: str, data: str, **shapes: Sequence[int]) -> BenchmarkModel:
+    def copy(path: Path) -> None:
+        path.write_bytes((_EXAMPLES / "data" / data).read_bytes())
+
+    return BenchmarkModel(name, lambda: _EXAMPLES / "models" / file, shapes, True, copy)
 
 
 MODELS = {

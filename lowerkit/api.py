@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,15 +21,15 @@ from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.pipeline import Progress, Stages
 from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
-from lowerkit.targets.base import Target, get_target
-from lowerkit.validate.samples import read_labels, read_samples
-from lowerkit.validate.validate import Validation
+from lowerkit.targets.base import Runner, Target, get_target
+from lowerkit.validate.results import Validation
+from lowerkit.validate.samples import read_labels, read_samples, write_arrays
 from lowerkit.validate.validate import validate as validate_models
 
-if TYPE_CHECKING:
-    from lowerkit.calibrate import Calibration
-
 Shapes = Mapping[str, Sequence[int]]
+
+#: Samples on which a new artifact is compared with onnxruntime before it is moved to its place.
+SELF_CHECK_SAMPLES = 8
 
 
 def load(path: str | Path, shape: Shapes | None = None) -> ir.Model:
@@ -106,9 +107,10 @@ def compile(
         samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
         observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
         stages.start("plan")
-        plan = _with_options(plan, chosen, options) or default_plan(
-            canonical, chosen, observed, methods, options
-        )
+        if plan is None:
+            plan = default_plan(canonical, chosen, observed, methods, options)
+        else:
+            plan = _with_options(plan, chosen, options)
         stages.start("rewrite")
         lowered = canonical.clone()
         apply_plan(lowered, plan)
@@ -122,6 +124,148 @@ def compile(
         digest = hashlib.sha256((directory / artifact_files.ORIGINAL).read_bytes()).hexdigest()
         artifact_files.write_manifest(directory, {"name": source.name, "sha256": digest}, original, plan)
         stages.start("validate")
-        staged = Artifact.load(directory)
-        _self_check(staged, chosen, lowered, samples, observed)
+        _self_check(Artifact.load(directory), chosen, original, canonical, lowered, samples, synthetic)
     return Artifact.load(output)
+
+
+def run(
+    artifact: Artifact | str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Run every sample in `data` and write `output`, an .npz of the outputs joined along the first axis.
+
+    Outputs without axes are stacked. Raises DataError, ArtifactError.
+    """
+    artifact = _artifact(artifact)
+    samples = read_samples(data, artifact.inputs)
+    runner = artifact.open(**(options or {}))
+    results: dict[str, list[np.ndarray]] = {spec.name: [] for spec in artifact.outputs}
+    for index, sample in enumerate(samples):
+        for name, value in runner(sample).items():
+            results[name].append(np.atleast_1d(value))
+        if progress is not None:
+            progress("run", index + 1, len(samples))
+    joined = {name: np.concatenate(values) for name, values in results.items()}
+    write_arrays(output, joined)
+    return joined
+
+
+def validate(
+    artifact: Artifact | str | Path,
+    data: str | Path,
+    labels: str | Path | None = None,
+    *,
+    layers: bool = True,
+    progress: Progress | None = None,
+) -> Validation:
+    """Measure original against lowered against artifact on `data`, and rewrite the artifact's report.
+
+    Args:
+        data: an .npz of samples, one array per graph input.
+        labels: an .npz with one integer array, `labels`, for accuracy before and after.
+        layers: measure each layer too, which compiles a probe with the target's compiler.
+
+    Raises:
+        LowerkitError: the artifact or the data cannot be used.
+    """
+    artifact = _artifact(artifact)
+    target = get_target(artifact.target)
+    original, lowered = artifact.model(artifact_files.ORIGINAL), artifact.model(artifact_files.LOWERED)
+    validation = validate_models(
+        original,
+        lowered,
+        artifact.run,
+        read_samples(data, artifact.inputs),
+        planned=artifact.plan,
+        canonical=pipeline.canonical_graph(original, target, Stages()) if layers else None,
+        labels=read_labels(labels) if labels is not None else None,
+        probe=_probe(target, lowered, artifact.plan) if layers else None,
+        layers=layers,
+        progress=progress,
+    )
+    write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    return validation
+
+
+def _self_check(
+    artifact: Artifact,
+    target: Target,
+    original: ir.Model,
+    canonical: ir.Model,
+    lowered: ir.Model,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    synthetic: bool,
+) -> None:
+    """Validate a new artifact on the calibration samples; refuse it when its arithmetic is wrong."""
+    validation = validate_models(
+        original,
+        lowered,
+        artifact.run,
+        samples[:SELF_CHECK_SAMPLES],
+        planned=artifact.plan,
+        canonical=canonical,
+        synthetic=synthetic,
+    )
+    for output in validation.outputs:
+        error = output.error.arithmetic
+        assert error is not None
+        # An integer output is an index or a class: near a tie it may flip, but not in the mean.
+        is_float = output.dtype.startswith("float")
+        found, limit = (error.relative, target.tolerance) if is_float else (error.mean_relative, 0.1)
+        if found <= limit:
+            continue
+        raise UnsupportedError(
+            f"the compiled output '{output.name}' differs from onnxruntime by {found:.2g} of its scale on "
+            f"calibration samples, and target '{target.name}' should stay within {limit:g}",
+            node=_first_wrong(target, original, canonical, lowered, artifact.plan, samples),
+            hint="this is a fault of the target's compiler; choose another method or shape, and report it",
+        )
+    write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+
+
+def _first_wrong(
+    target: Target,
+    original: ir.Model,
+    canonical: ir.Model,
+    lowered: ir.Model,
+    plan: Plan,
+    samples: Sequence[Mapping[str, np.ndarray]],
+) -> str | None:
+    """The first layer whose own arithmetic is wrong, by a probe; None when the probe shows none."""
+    probed = validate_models(
+        original,
+        lowered,
+        _probe(target, lowered, plan)([]),
+        samples[:1],
+        planned=plan,
+        canonical=canonical,
+        probe=_probe(target, lowered, plan),
+    )
+    for layer in probed.layers:
+        error = layer.error.arithmetic
+        if error is not None and not error.relative <= target.tolerance:
+            return f"node '{layer.node}' ({layer.op})"
+    return None
+
+
+def _probe(target: Target, lowered: ir.Model, plan: Plan) -> Callable[[Sequence[str]], Runner]:
+    return lambda taps: target.probe(lowered.clone(), plan.options, taps)
+
+
+def _with_options(plan: Plan, target: Target, options: Mapping[str, Any] | None) -> Plan:
+    """`plan`, checked to be for `target`, with `options` over its own."""
+    if plan.target != target.name:
+        raise PlanError(f"the plan is for target '{plan.target}', not '{target.name}'")
+    return dataclasses.replace(plan, options={**target.options, **plan.options, **(options or {})})
+
+
+def _artifact(artifact: Artifact | str | Path) -> Artifact:
+    return artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return Path(path) if path is not None else None

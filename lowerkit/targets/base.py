@@ -36,6 +36,8 @@ class Target(ABC):
     must_lower: ClassVar[frozenset[str]] = frozenset()
     #: Operators of the `lowerkit` domain that the target emits itself; the others are inlined.
     native: ClassVar[frozenset[str]] = frozenset()
+    #: Arithmetic error, relative to an output's scale, above which emitted code is wrong, not imprecise.
+    tolerance: ClassVar[float] = 1e-3
     #: Target option -> default value.
     options: ClassVar[Mapping[str, Any]] = {}
 

@@ -1,0 +1,39 @@
+"""One description of a table, for terminals and for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and a format string over a row's keys."""
+
+    heading: str
+    cell: str
+
+
+def rich_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    table = Table(*(column.heading for column in columns))
+    for row in rows:
+        table.add_row(*(column.cell.format(**row) for column in columns))
+    return table
+
+
+def markdown(title: str, text: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A document: title, text and the rows as a table."""
+    lines = [
+        f"# {title}",
+        "",
+        text.strip(),
+        "",
+        "| " + " | ".join(column.heading for column in columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(column.cell.format(**row) for column in columns) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"

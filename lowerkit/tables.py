@@ -1,0 +1,181 @@
+"""What the command line shows: rich tables for people, plain JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lowerkit.artifact import Artifact
+    from lowerkit.validate.results import Validation
+
+
+def to_json(value: Any) -> Any:
+    """`value` in JSON's types: dataclasses as objects, non-finite floats as strings."""
+    from lowerkit.artifact import Artifact
+    from lowerkit.validate.results import Validation
+
+    if isinstance(value, Artifact):
+        return {"directory": str(value.directory), **value.manifest}
+    if isinstance(value, Validation):
+        return value.to_dict()
+    if isinstance(value, np.ndarray):
+        return {"shape": list(value.shape), "dtype": value.dtype.name}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_json(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (np.floating, np.integer)):
+        return to_json(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """A pass of the canonicaliser, in the order in which they run."""
+
+    name: str
+    does: str
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method at its default options."""
+
+    family: str
+    name: str
+    contract: str
+    replaces: tuple[str, ...]
+    options: Mapping[str, Any]
+    error: float
+    error_kind: str
+    domain: str
+    evidence: str
+    source: str
+    cost: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PassList:
+    """What `lowerkit passes` shows."""
+
+    passes: tuple[PassRow, ...]
+    methods: tuple[MethodRow, ...]
+
+
+def pass_list() -> PassList:
+    """The canonicaliser's passes and every method."""
+    from lowerkit.graph.canonicalise import PASSES
+    from lowerkit.passes.registry import methods
+    from lowerkit.plan import options_of
+
+    rows = []
+    for cls in methods().values():
+        method, bound = cls(), cls().bound()
+        rows.append(
+            MethodRow(
+                family=cls.family,
+                name=cls.name,
+                contract=cls.contract.value,
+                replaces=tuple(sorted(cls.replaces)),
+                options=options_of(method),
+                error=bound.value,
+                error_kind=bound.kind,
+                domain=bound.domain,
+                evidence=bound.evidence.value,
+                source=cls.source,
+                cost=dict(cls.cost),
+            )
+        )
+    return PassList(tuple(PassRow(p.name, first_sentence(p)) for p in PASSES), tuple(rows))
+
+
+def first_sentence(thing: Any) -> str:
+    """The first line of a docstring."""
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def passes(listing: PassList) -> list[RenderableType]:
+    """Tables of passes and methods."""
+    order = Table("pass", "what it does", title="Canonicalisation, in order", title_justify="left")
+    for row in listing.passes:
+        order.add_row(row.name, row.does)
+    table = Table(
+        "family", "method", "contract", "error bound", "domain", title="Methods", title_justify="left"
+    )
+    for method in listing.methods:
+        error = f"{method.error:.1e} {method.error_kind}" if method.error else "rounding"
+        table.add_row(method.family, method.name, method.contract, f"{error}, {method.evidence}", method.domain)
+    return [order, table, "`keep` leaves a node to the target. docs/methods.md has the derivations."]
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """An installed target."""
+
+    name: str
+    summary: str
+    defaults: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+def target_list() -> list[TargetRow]:
+    """Every installed target."""
+    from lowerkit.targets.base import get_target, target_names
+
+    found = [get_target(name) for name in target_names()]
+    return [TargetRow(t.name, t.summary, dict(t.defaults), dict(t.options)) for t in found]
+
+
+def targets(rows: list[TargetRow]) -> list[RenderableType]:
+    """Table of targets."""
+    table = Table("target", "what it makes", "default methods", "options")
+    for row in rows:
+        table.add_row(row.name, row.summary, _pairs(row.defaults), _pairs(row.options))
+    return [table]
+
+
+def artifact(made: Artifact) -> list[RenderableType]:
+    """What `compile` made: the choices by method, and where the report is."""
+    counts: dict[tuple[str, str], int] = {}
+    for choice in made.plan.choices:
+        counts[choice.op, choice.method] = counts.get((choice.op, choice.method), 0) + 1
+    table = Table("operator", "method", "nodes")
+    for (op, method), count in sorted(counts.items()):
+        table.add_row(op, method, str(count))
+    lines: list[RenderableType] = [f"wrote {made.directory} for target {made.target}"]
+    return [*lines, *([table] if counts else []), f"report: {made.directory / 'report.html'}"]
+
+
+def run_results(results: Mapping[str, np.ndarray]) -> list[RenderableType]:
+    """Table of outputs."""
+    table = Table("output", "dtype", "shape")
+    for name, array in results.items():
+        table.add_row(name, array.dtype.name, "x".join(map(str, array.shape)))
+    return [table]
+
+
+def validation(found: Validation) -> list[RenderableType]:
+    """The findings in words."""
+    return [found.summary()]
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in mapping.items())
