@@ -96,7 +96,7 @@ def without_big_weights(model: ir.Model) -> onnx.ModelProto:
 
 def condense(error: object, limit: int = 400) -> str:
     """A library's message on one line, without the dump of the graph that some append."""
-    text = " ".join(str(error).split("==> Context:")[0].split())
+    text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 4].rstrip() + " ..."
 
 
