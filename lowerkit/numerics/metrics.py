@@ -58,6 +58,7 @@ class ErrorStats:
     max_abs: float = 0.0
     max_ratio: float = 0.0
     max_reference: float = 0.0
+    max_result: float = 0.0
     sum_abs: float = 0.0
     sum_reference: float = 0.0
     energy_error: float = 0.0
@@ -81,6 +82,7 @@ class ErrorStats:
         self.max_abs = max(self.max_abs, float(error.max()))
         self.max_ratio = max(self.max_ratio, float(_ratio(error, size).max()))
         self.max_reference = max(self.max_reference, float(size[np.isfinite(a)].max(initial=0.0)))
+        self.max_result = max(self.max_result, float(np.abs(b[np.isfinite(b)]).max(initial=0.0)))
         self.sum_abs += float(error.sum())
         a, b, error = a[finite], b[finite], error[finite]
         with np.errstate(over="ignore"):
@@ -127,10 +129,12 @@ class ErrorStats:
             return math.nan
         if self.max_abs == 0:
             return 1.0
+        if self.max_reference == 0 or self.max_result == 0:
+            return 0.0
         a, b = self.energy_reference, self.energy_result
-        if not (a < math.inf and b < math.inf):
+        if not (0 < a < math.inf and 0 < b < math.inf):
             return math.nan
-        return float(np.clip(self.cross / math.sqrt(a) / math.sqrt(b), -1, 1)) if a and b else 0.0
+        return float(np.clip(self.cross / math.sqrt(a) / math.sqrt(b), -1, 1))
 
 
 def errors(reference: np.ndarray, result: np.ndarray) -> Error:

@@ -19,8 +19,8 @@ from lowerkit.validate.results import LayerResult, OutputResult
 
 #: Drawn in this colour, then turned into the page's own text colour.
 _INK = "#010203"
-#: Orange and blue of Okabe and Ito's palette, told apart by the colour-blind; also marked by shape.
-METHOD, ARITHMETIC = "#d55e00", "#0072b2"
+#: Orange and blue, which the colour-blind tell apart, legible on white and on black; also marked by shape.
+METHOD, ARITHMETIC = "#d55e00", "#1f8fd6"
 #: Errors below this are drawn at it: less than the rounding of float32 can be told from nothing.
 FLOOR = 1e-9
 _STYLE: Any = {  # keys and values are matplotlib's own
@@ -46,11 +46,13 @@ def layer_plot(layers: Sequence[LayerResult]) -> Markup:
         figure = Figure(figsize=(8.6, 1.1 + 0.19 * len(layers)), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(layers))
-        method = [_on_scale(layer.error.method.relative) for layer in layers]
+        shown = [e.relative for layer in layers for e in (layer.error.method, layer.error.arithmetic) if e]
+        right = 2 * max([1.0, *(value for value in shown if math.isfinite(value))])
+        method = [_on_scale(layer.error.method.relative, right) for layer in layers]
         axes.plot(method, rows, "o", ms=5, color=METHOD, label="method (original → lowered)")
         probed = [(row, layer.error.arithmetic) for row, layer in enumerate(layers) if layer.error.arithmetic]
         if probed:
-            values = [_on_scale(error.relative) for _, error in probed]
+            values = [_on_scale(error.relative, right) for _, error in probed]
             axes.plot(
                 values,
                 [row for row, _ in probed],
@@ -65,8 +67,10 @@ def layer_plot(layers: Sequence[LayerResult]) -> Markup:
         axes.set_yticks(rows, names, fontsize=7.5)
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.set_xscale("log")
-        axes.set_xlim(FLOOR / 2, max([1.0, *(v for v in method if v < 1e12)]) * 2)
-        axes.set_xlabel(f"largest error relative to scale (below {FLOOR:g} drawn at {FLOOR:g})")
+        axes.set_xlim(FLOOR / 2, right * 1.2)
+        axes.set_xlabel(
+            f"largest error relative to scale (less than {FLOOR:g} at the left edge, infinite at the right)"
+        )
         axes.grid(axis="both", color=_INK, alpha=0.12, lw=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
@@ -101,8 +105,8 @@ def _tidy(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
-def _on_scale(error: float) -> float:
-    return min(max(error, FLOOR), 1e12)
+def _on_scale(error: float, right: float) -> float:
+    return min(max(error, FLOOR), right)
 
 
 def _short(name: str, length: int = 44) -> str:

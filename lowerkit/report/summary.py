@@ -6,6 +6,7 @@ import math
 
 from lowerkit.validate.results import (
     Agreement,
+    Arrows,
     ChoiceResult,
     LayerResult,
     OutputResult,
@@ -18,20 +19,14 @@ def summary_lines(validation: Validation) -> list[str]:
     """One finding a line: data, each output, the worst layer, the choice that cost most, warnings."""
     made_up = "synthetic " if validation.synthetic else ""
     lines = [f"{_count(validation.samples, made_up + 'sample')}; errors are relative to the largest |value|"]
-    for output in validation.outputs:
-        lines += _output(output)
+    lines += [_output(output) for output in validation.outputs]
     worst = validation.worst_layer
     if worst is not None and layer_error(worst).relative > 0:
         lines.append(f"worst layer: {_layer(worst)}")
     choice = validation.costliest_choice
     if choice is not None and choice.local is not None and choice.local.relative > 0:
         lines.append(f"choice that cost most: {_choice(choice)}")
-    lines += [
-        f"warning: {choice.node}: the data leaves the domain of '{choice.method}': {choice.outside}"
-        for choice in validation.choices
-        if choice.outside is not None
-    ]
-    return lines
+    return lines + _warnings(validation)
 
 
 def number(value: float | None) -> str:
@@ -57,38 +52,50 @@ def percent(rate: float | None) -> str:
     return f"{shown.rstrip('0').rstrip('.') if '.' in shown else shown} %"
 
 
-def _output(output: OutputResult) -> list[str]:
-    error = output.error
-    parts = [
-        f"{name} {number(one.relative)}"
-        for name, one in (("method", error.method), ("arithmetic", error.arithmetic), ("total", error.total))
-        if one is not None
-    ]
-    lines = [f"output {output.name}: error {', '.join(parts)}"]
+def _output(output: OutputResult) -> str:
+    findings = []
     if output.agreement is not None:
-        lines.append(f"output {output.name}: {_agreement(output.agreement)}")
+        findings.append(_agreement(output.agreement))
     similar = output.similarity
-    if similar is not None:
-        text = f"cosine {similar.cosine_mean:.6f} on average, {similar.cosine_min:.6f} at worst"
+    if similar is not None and (output.agreement is None or output.agreement.accuracy_original is None):
+        findings.append(f"cosine {similar.cosine_mean:.6f} on average, {similar.cosine_min:.6f} at worst")
         if similar.rank_correlation is not None:
-            text += f"; rank correlation of pairwise similarities {similar.rank_correlation:.6f}"
-        lines.append(f"output {output.name}: {text}")
-    if output.nonfinite:
-        lines.append(f"warning: output {output.name}: {_count(output.nonfinite, 'value')} not finite")
-    return lines
+            findings.append(f"rank correlation of similarities {similar.rank_correlation:.6f}")
+    findings.append(f"error {_arrows(output.error)}")
+    return f"output {output.name}: {'; '.join(findings)}"
+
+
+def _arrows(error: Arrows) -> str:
+    if error.total is None or error.arithmetic is None:
+        return f"{number(error.method.relative)} by method"
+    parts = f"method {number(error.method.relative)}, arithmetic {number(error.arithmetic.relative)}"
+    return f"{number(error.total.relative)} ({parts})"
 
 
 def _agreement(agreement: Agreement) -> str:
     text = f"top-1 agreement {percent(agreement.artifact)} of {_count(agreement.rows, 'row')}"
     if agreement.accuracy_original is None:
         return text
-    return f"accuracy {percent(agreement.accuracy_original)} → {percent(agreement.accuracy_artifact)}, {text}"
+    return f"accuracy {percent(agreement.accuracy_original)} → {percent(agreement.accuracy_artifact)}; {text}"
+
+
+def _warnings(validation: Validation) -> list[str]:
+    lines = [
+        f"warning: output {output.name}: {_count(output.nonfinite, 'value')} not finite"
+        for output in validation.outputs
+        if output.nonfinite
+    ]
+    outside = [choice for choice in validation.choices if choice.outside is not None]
+    for method in dict.fromkeys(choice.method for choice in outside):
+        nodes = [choice for choice in outside if choice.method == method]
+        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+        reason = f"the data leaves the domain of '{method}': {nodes[0].outside}"
+        lines.append(f"warning: {nodes[0].node}{more}: {reason}")
+    return lines
 
 
 def _layer(layer: LayerResult) -> str:
-    method, arithmetic = layer.error.method, layer.error.arithmetic
-    text = f"{layer.value} ({layer.op}): method {number(method.relative)}"
-    return text if arithmetic is None else f"{text}, arithmetic {number(arithmetic.relative)}"
+    return f"{layer.value} ({layer.op}): {_arrows(layer.error)}"
 
 
 def _choice(choice: ChoiceResult) -> str:

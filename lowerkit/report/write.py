@@ -14,7 +14,7 @@ from lowerkit.report.plots import layer_plot, scatter_plot
 from lowerkit.report.summary import number, percent, summary_lines
 from lowerkit.validate.results import Validation
 
-#: Outputs that get a scatter plot, in graph order.
+#: Float outputs that get a scatter plot, in graph order.
 MAX_SCATTERS = 6
 #: Keys of `info` that are shown as the environment, in this order.
 _SHOWN = ("source", "target", "options", "inputs", "outputs", "versions")
@@ -52,15 +52,16 @@ def render(validation: Validation, plan: Plan, environment: Mapping[str, Any]) -
         lstrip_blocks=True,
     )
     jinja.filters.update(number=number, percent=percent, compact=_compact)
+    plotted = [output for output in validation.outputs if output.points and "float" in output.dtype]
     return jinja.get_template("template.html").render(
         v=validation,
         plan=plan,
         summary=summary_lines(validation),
         environment=environment,
         layer_plot=layer_plot(validation.layers) if validation.layers else None,
-        scatters=[
-            (output, scatter_plot(output)) for output in validation.outputs[:MAX_SCATTERS] if output.points
-        ],
+        scatters=[(output, scatter_plot(output)) for output in plotted[:MAX_SCATTERS]],
+        kept=[choice for choice in validation.choices if choice.contract is None],
+        replaced=[choice for choice in validation.choices if choice.contract is not None],
         worst=validation.worst_layer,
         costliest=validation.costliest_choice,
     )

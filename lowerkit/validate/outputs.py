@@ -129,11 +129,15 @@ def _predictions(value: np.ndarray) -> np.ndarray:
 
 
 def meters(outputs: list[TensorSpec], samples: int, labels: np.ndarray | None) -> list[OutputMeter]:
-    """A meter per output. Labels go to every output that has one prediction per label.
+    """A meter per output. Labels go to the first float output with one row per label and enough classes,
+    and to every integer output with one element per label.
 
     Raises DataError when no output fits the labels.
     """
     fit = [labels is not None and _fits(output, samples, labels) for output in outputs]
+    scores = [i for i, output in enumerate(outputs) if fit[i] and "float" in output.dtype]
+    for later in scores[1:]:
+        fit[later] = False
     if labels is not None and not any(fit):
         shapes = ", ".join(f"'{output.name}' {list(output.shape)}" for output in outputs)
         raise DataError(

@@ -157,7 +157,8 @@ class Validation:
 
         Args:
             max_error: largest total error of any output allowed, relative to the output's scale.
-            min_agreement: smallest top-1 agreement of original and artifact allowed, as a fraction.
+            min_agreement: smallest top-1 agreement of original and artifact allowed, as a fraction; of
+                the outputs that have labels, and of all where there are no labels.
         """
         broken = []
         for output in self.outputs:
@@ -165,14 +166,15 @@ class Validation:
             if max_error is not None and total is not None and not total.relative <= max_error:
                 error = f"errs by {total.relative:.3g} of its scale"
                 broken.append(f"output '{output.name}' {error}, more than {max_error:g}")
-        rates = [(output.name, output.agreement.artifact) for output in self.outputs if output.agreement]
+        rated = [(output.name, output.agreement) for output in self.outputs if output.agreement]
+        rated = [one for one in rated if one[1].accuracy_original is not None] or rated
         if min_agreement is not None:
-            if not rates:
+            if not rated:
                 broken.append("top-1 agreement cannot be measured: no output has two or more classes")
             broken += [
-                f"output '{name}' agrees in {rate:.4%} of rows, less than {min_agreement:.4%}"
-                for name, rate in rates
-                if not rate >= min_agreement
+                f"output '{name}' agrees in {rate.artifact:.4%} of rows, less than {min_agreement:.4%}"
+                for name, rate in rated
+                if not rate.artifact >= min_agreement
             ]
         return broken
 
