@@ -182,17 +182,15 @@ def _size_thread_pool(threads: int) -> None:
 
     # Workers pinned to cores collide as soon as two processes run.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    # Idle workers spin before they sleep: about a millisecond, where TVM's default is hundreds.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
     with _POOL_CREATION:
-        before = os.environ.get("TVM_NUM_THREADS")
-        os.environ["TVM_NUM_THREADS"] = str(threads)
-        try:
-            all_cores = 1
-            tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores, threads)
-        finally:
-            if before is None:
-                del os.environ["TVM_NUM_THREADS"]
-            else:
-                os.environ["TVM_NUM_THREADS"] = before
+        # The size of a new pool, and read again at every parallel loop: with 1 all of them run serially. So
+        # it only ever grows, and the pool is told how many of its threads to use.
+        largest = max(threads, int(os.environ.get("TVM_NUM_THREADS", "0")))
+        os.environ["TVM_NUM_THREADS"] = str(largest)
+        any_core = 1
+        tvm_ffi.get_global_func("runtime.config_threadpool")(any_core, threads)
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

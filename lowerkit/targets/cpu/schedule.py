@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import tvm
 from tvm import s_tir, tirx
 
 from lowerkit.targets.cpu.features import LANES
-from lowerkit.targets.cpu.schedules.blocks import NotApplicable
+from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 from lowerkit.targets.cpu.schedules.contraction import schedule_contraction
 from lowerkit.targets.cpu.schedules.elementwise import schedule_elementwise
 from lowerkit.targets.cpu.schedules.rows import schedule_rows
@@ -37,11 +38,33 @@ class ScheduleForCpu:
         return module
 
     def _schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
+        function = _narrow(function)
         for rule in RULES:
             schedule = s_tir.Schedule(function)
             try:
                 rule(schedule, self.lanes)
-            except (NotApplicable, s_tir.ScheduleError):
+            except (NotApplicable, s_tir.ScheduleError, tvm.error.InternalError):
+                # TVM checks some preconditions of its moves with assertions alone.
                 continue
             return schedule.mod["main"]
         return function
+
+
+def _narrow(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Count loops in int32, without which TVM does not separate whole tiles from cut ones.
+
+    The pass would narrow integer data too, so it is for functions on small buffers of float32 and bool alone.
+    """
+    schedule = s_tir.Schedule(function)
+    for block in map(schedule.get, leaf_blocks(schedule)):
+        for region in (*block.reads, *block.writes):
+            buffer = region.source.ty
+            size = math.prod(int(dim) for dim in buffer.shape) if _is_static(buffer.shape) else 2**31
+            if str(buffer.dtype.dtype) not in ("float32", "bool") or size >= 2**31:
+                return function
+    module = tvm.IRModule({"main": function})
+    return tirx.transform.ForceNarrowIndexToInt32()(module)["main"]
+
+
+def _is_static(shape: Sequence[object]) -> bool:
+    return all(isinstance(dim, tirx.IntImm) for dim in shape)

@@ -24,6 +24,26 @@ def is_reduction(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
     return any(axis.iter_type != tirx.IterVar.DataPar for axis in schedule.get(block).iter_vars)
 
 
+def spatial_rank(schedule: s_tir.Schedule, block: SBlockRV) -> int:
+    """How many of the block's axes are not reduced."""
+    return sum(axis.iter_type == tirx.IterVar.DataPar for axis in schedule.get(block).iter_vars)
+
+
+def last_index_varies_with(schedule: s_tir.Schedule, block: SBlockRV, axis: int) -> bool:
+    """Whether the last index of something the block reads depends on its `axis`-th variable."""
+    body = schedule.get(block)
+    variable = body.iter_vars[axis].var
+    written = body.writes[0].source
+    for read in body.reads:
+        if read.region and not read.source.same_as(written):
+            last = read.region[-1]
+            if tirx.analysis.undefined_vars(last.min) and any(
+                used.same_as(variable) for used in tirx.analysis.undefined_vars(last.min)
+            ):
+                return True
+    return False
+
+
 def extents(schedule: s_tir.Schedule, block: SBlockRV) -> list[int]:
     """The constant extents of the loops around a block. Raises NotApplicable for others."""
     out = []
@@ -81,13 +101,22 @@ def inline_producers(schedule: s_tir.Schedule, blocks: list[SBlockRV], limit: in
     return remaining
 
 
-def fuse_parallel(schedule: s_tir.Schedule, loops: list[LoopRV]) -> LoopRV | None:
-    """Fuse the outer `loops` and run them in parallel; None when there are none."""
+def fuse_parallel(schedule: s_tir.Schedule, loops: list[LoopRV], cut: LoopRV | None = None) -> LoopRV | None:
+    """Fuse nested outer `loops` and run them in parallel; returns the loop, None when there is none.
+
+    `cut` is a loop whose last tile is cut short. Whole tiles and the cut one become separate loops, the former
+    without a check per element; a fused loop could not be separated, so then only the first one is parallel.
+    """
+    if cut is not None:
+        schedule.annotate(cut, "pragma_loop_partition_hint", True)
     if not loops:
         return None
-    fused = loops[0] if len(loops) == 1 else schedule.fuse(*loops)
-    schedule.parallel(fused)
-    return fused
+    if cut is None:
+        first = loops[0] if len(loops) == 1 else schedule.fuse(*loops)
+    else:
+        first = next((loop for loop in loops if int(schedule.get(loop).extent) > 1), loops[0])
+    schedule.parallel(first)
+    return first
 
 
 def split_vector(schedule: s_tir.Schedule, loop: LoopRV, lanes: int) -> tuple[LoopRV, LoopRV]:
