@@ -24,8 +24,8 @@ from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.targets.cpu import support
 
-#: (block builder, inputs, attributes) -> value.
-Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr]
+#: (block builder, inputs, attributes) -> value, or None to leave the node to the front end.
+Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr | None]
 
 
 def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRModule:
@@ -83,7 +83,9 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
         self, op_name: str, inputs: list[relax.Expr], attrs: dict[str, Any], opset: int
     ) -> relax.Expr:
         if op_name in self._converters:
-            return self.bb.normalize(self._converters[op_name](self.bb, list(inputs), attrs))
+            value = self._converters[op_name](self.bb, list(inputs), attrs)
+            if value is not None:
+                return self.bb.normalize(value)
         return super()._convert_operator(op_name, inputs, attrs, opset)
 
 

@@ -41,10 +41,11 @@ class CpuTarget(Target):
 
         from lowerkit.targets.cpu.build import build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
+        from lowerkit.targets.cpu.kernels import CONVERTERS
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
-        module = import_model(model, {})
+        module = import_model(model, CONVERTERS)
         build_library(module, cpu, directory / runner.LIBRARY)
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}

@@ -1,1 +1,13 @@
 """Operators that lowerkit emits itself, as tensor expressions: one idea per file."""
+
+from __future__ import annotations
+
+from lowerkit.targets.cpu.importer import Converter
+from lowerkit.targets.cpu.kernels.gather import gather
+from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
+
+#: Operator -> its kernel. Standard names override TVM's front end; the others are of the domain `lowerkit`.
+CONVERTERS: dict[str, Converter] = {
+    "Gather": gather,
+    "LayerNormalization": layer_normalization,
+}
