@@ -190,6 +190,7 @@ def test_html_tells_every_number_that_matters(validation: Validation, tmp_path: 
         "0.875000",
         "7 more layers",
         "0.0625",
+        "0.125",
         "reaches 9.5",
         "0.125",
     ):
@@ -241,6 +242,7 @@ def test_plots_are_xml_without_fixed_ink(validation: Validation) -> None:
         assert tree[0].text
         assert "#010203" not in plot
         assert "#000000" not in plot
+        assert "$" not in "".join(tree.itertext()).replace(HOSTILE, "")
 
 
 def test_layer_plot_shows_every_layer_and_the_worst(validation: Validation) -> None:

@@ -14,11 +14,14 @@ import onnx_ir as ir
 import pytest
 
 from lowerkit.artifact import TensorSpec
+from lowerkit.calibrate import Calibration
 from lowerkit.errors import DataError
 from lowerkit.numerics.metrics import errors
+from lowerkit.passes import registry
+from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.plan import Choice, Plan
 from lowerkit.reference import Reference
-from lowerkit.targets.base import Runner
+from lowerkit.targets.base import Runner, get_target
 from lowerkit.validate import layers as layers_module
 from lowerkit.validate.layers import by_bytes, spread
 from lowerkit.validate.outputs import OutputMeter, meters
@@ -319,6 +322,15 @@ def test_sequence_outputs_agree_by_step() -> None:
     assert (agreement.rows, agreement.artifact) == (4, 0.5)
 
 
+def test_maps_have_no_classes_along_the_last_axis() -> None:
+    meter = OutputMeter(TensorSpec("y", "float32", (1, 3, 4, 4)), 1)
+    value = np.ones((1, 3, 4, 4), np.float32)
+    meter.update(value, value, value)
+    found = meter.result()
+    assert (found.agreement, found.similarity) == (None, None)
+    assert found.error.total.count == 48
+
+
 def test_rank_correlation_of_similarities() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(12, 5)).astype(np.float32)
@@ -433,3 +445,67 @@ def test_progress_ends_at_the_total() -> None:
     )
     assert ("end to end", 3, 3) in seen
     assert ("layers", 3, 3) in seen
+
+
+def lowered_by(model: ir.Model, **methods: str) -> tuple[ir.Model, Plan]:
+    plan = default_plan(model, get_target("cpu"), Calibration(), methods)
+    lowered = model.clone()
+    apply_plan(lowered, plan)
+    return lowered, plan
+
+
+@pytest.mark.parametrize(("family", "name"), [("softmax", "online"), ("softmax", "poly-exp")])
+def test_local_error_is_that_of_the_choice_alone(family: str, name: str) -> None:
+    model = classifier()
+    lowered, plan = lowered_by(model, **{family: name, "norm": "keep"})
+    found = measure(model, plan=plan, lowered=lowered, run=Reference(lowered))
+    samples = synthetic_samples(model, 4, 0)
+    taps = Reference(model, ["s0", "s1", "p0", "p1"])
+    values = [taps(sample) for sample in samples]
+    choices = {choice.node: choice for choice in found.choices}
+    for i in range(2):
+        choice = choices[f"node_p{i}"]
+        inputs = np.stack([value[f"s{i}"] for value in values])
+        exact = np.stack([value[f"p{i}"] for value in values]).astype(np.float64)
+        method = registry.make(family, choice.method, choice.options)
+        alone = errors(exact, method.evaluate(inputs))
+        assert choice.contract == method.contract.value
+        assert choice.local.count == exact.size
+        assert choice.local.max_abs == pytest.approx(alone.max_abs, abs=2e-6)
+        assert (choice.low, choice.high) == (inputs.min(), inputs.max())
+        bound = method.bound()
+        assert (choice.bound, choice.bound_kind) == (bound.value, bound.kind)
+        scale = exact if bound.kind == "relative" else 1.0
+        assert (np.abs(method.evaluate(inputs) - exact) <= bound.value * scale + 1e-6).all()
+    kept = choices["node_h0"]
+    assert (kept.method, kept.local, kept.bound) == ("keep", None, None)
+    layers = {layer.value: layer for layer in found.layers}
+    assert layers["p0"].method == name
+    assert layers["p0"].op.startswith("lowerkit::")
+    assert layers["p0"].error.method == choices["node_p0"].local  # nothing has accumulated before it
+
+
+def test_canonical_graph_names_what_the_original_spells_out() -> None:
+    """The original computes softmax by hand; the plan speaks of the canonical Softmax."""
+    spelled = """<ir_version: 10, opset_import: ["": 23]> g (float[2,8] x) => (float[2,8] y) {
+        e = Exp(x)
+        axes = Constant<value_ints=[-1]>()
+        t = ReduceSum<keepdims=1>(e, axes)
+        y = Div(e, t)
+    }"""
+    named = """<ir_version: 10, opset_import: ["": 23]> g (float[2,8] x) => (float[2,8] y) {
+        y = Softmax<axis=-1>(x)
+    }"""
+    original, canonical = (
+        ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+        for text in (spelled, named)
+    )
+    canonical.graph.node(0).name = "softmax"
+    lowered, plan = lowered_by(canonical, softmax="poly-exp")
+    samples = synthetic_samples(original, 3, 0)
+    found = validate(original, lowered, Reference(lowered), samples, planned=plan, canonical=canonical)
+    assert found.choices[0].local.count == 3 * 16
+    assert found.layers[0].value == "y"
+    assert found.outputs[0].error.method.max_abs == pytest.approx(found.choices[0].local.max_abs, abs=1e-6)
+    without = validate(original, lowered, Reference(lowered), samples, planned=plan)
+    assert without.choices[0].local is None

@@ -43,7 +43,7 @@ _STYLE: Any = {  # keys and values are matplotlib's own
 def layer_plot(layers: Sequence[LayerResult]) -> Markup:
     """Relative error by layer, method against arithmetic, log scale; one line per layer, inputs on top."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.6, 1.1 + 0.19 * len(layers)), layout="constrained")
+        figure = Figure(figsize=(10.5, 1.1 + 0.19 * len(layers)), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(layers))
         shown = [e.relative for layer in layers for e in (layer.error.method, layer.error.arithmetic) if e]
@@ -67,6 +67,7 @@ def layer_plot(layers: Sequence[LayerResult]) -> Markup:
         axes.set_yticks(rows, names, fontsize=7.5)
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # the default writes TeX, which is not parsed here
         axes.set_xlim(FLOOR / 2, right * 1.2)
         axes.set_xlabel(
             f"largest error relative to scale (less than {FLOOR:g} at the left edge, infinite at the right)"

@@ -115,8 +115,12 @@ class OutputMeter:
 
 
 def _has_rows(output: TensorSpec) -> bool:
-    """Whether the output is a float array whose last axis holds vectors."""
-    return "float" in output.dtype and bool(output.shape) and output.shape[-1] >= 2 and 0 not in output.shape
+    """Whether the output's last axis holds classes or vectors: floats [n], [b, n] or [b, steps, n].
+
+    Arrays of more axes are maps (images, [b, classes, height, width]), whose last axis means neither.
+    """
+    shape = output.shape
+    return "float" in output.dtype and 1 <= len(shape) <= 3 and shape[-1] >= 2 and 0 not in shape
 
 
 def _has_predictions(output: TensorSpec) -> bool:

@@ -130,6 +130,13 @@ class ChoiceResult:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def measured(self) -> float | None:
+        """The largest local error in the terms of the bound: absolute, or relative element by element."""
+        if self.local is None:
+            return None
+        return self.local.max_ratio if self.bound_kind == "relative" else self.local.max_abs
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -170,7 +177,7 @@ class Validation:
         rated = [one for one in rated if one[1].accuracy_original is not None] or rated
         if min_agreement is not None:
             if not rated:
-                broken.append("top-1 agreement cannot be measured: no output has two or more classes")
+                broken.append("top-1 agreement cannot be measured: no output has classes along its last axis")
             broken += [
                 f"output '{name}' agrees in {rate.artifact:.4%} of rows, less than {min_agreement:.4%}"
                 for name, rate in rated
