@@ -171,6 +171,7 @@ def test_html_is_self_contained_and_accessible(validation: Validation, tmp_path:
     assert all("scope" in attributes for tag, attributes in checker.tags if tag == "th")
     assert names.count("desc") == names.count("svg") == 3
     identifiers = [attributes["id"] for _, attributes in checker.tags if "id" in attributes]
+    assert len(set(identifiers)) == len(identifiers)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]*)', page))
     assert used <= set(identifiers)
 

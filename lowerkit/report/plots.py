@@ -24,7 +24,6 @@ METHOD, ARITHMETIC = "#d55e00", "#1f8fd6"
 #: Errors below this are drawn at it: less than the rounding of float32 can be told from nothing.
 FLOOR = 1e-9
 _STYLE: Any = {  # keys and values are matplotlib's own
-    "svg.hashsalt": "lowerkit",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -117,7 +116,9 @@ def _short(name: str, length: int = 44) -> str:
 def _svg(figure: Figure, title: str, description: str) -> Markup:
     """The figure as an inline SVG element with a title and a description for screen readers."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # The salt makes ids depend on the figure's content alone, and differ between figures of one page.
+    with mpl.rc_context({"svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # figure_1 and the like: one page holds several figures
