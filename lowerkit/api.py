@@ -94,7 +94,9 @@ def compile(
         LowerkitError: for anything that cannot be done right; nothing is left at `output` then.
     """
     if plan is not None and methods:
-        raise PlanError("a plan and method choices exclude each other", hint="edit the plan's methods instead")
+        raise PlanError(
+            "a plan and method choices exclude each other", hint="edit the plan's methods instead"
+        )
     chosen = get_target(target)
     source = Path(path)
     with artifact_files.staging(Path(output), force=force) as directory:

@@ -1,13 +1,13 @@
 """The artifact directory: written whole or not at all, checked on every load, run without the compiler.
 
-    OUT/
-      manifest.json    schema, versions, inputs, outputs, plan, SHA-256 of every file below
-      plan.toml        what was done to each node; edit it and feed it back with `--plan`
-      original.onnx    the float model with its shapes fixed: what validation measures against
-      lowered.onnx     the graph after the plan; plain onnxruntime runs it
-      ...              the target's own files
-      report.json      the last validation, and
-      report.html      the same for people (these two are rewritten by `lowerkit validate`)
+OUT/
+  manifest.json    schema, versions, inputs, outputs, plan, SHA-256 of every file below
+  plan.toml        what was done to each node; edit it and feed it back with `--plan`
+  original.onnx    the float model with its shapes fixed: what validation measures against
+  lowered.onnx     the graph after the plan; plain onnxruntime runs it
+  ...              the target's own files
+  report.json      the last validation, and
+  report.html      the same for people (these two are rewritten by `lowerkit validate`)
 """
 
 from __future__ import annotations
@@ -38,7 +38,16 @@ SCHEMA = 1
 MANIFEST, PLAN, ORIGINAL, LOWERED = "manifest.json", "plan.toml", "original.onnx", "lowered.onnx"
 #: Files that validation rewrites, and that the checksums therefore leave out.
 REPORTS = frozenset({"report.json", "report.html"})
-_VERSIONED = ("lowerkit", "numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "apache-tvm", "apache-tvm-ffi")
+_VERSIONED = (
+    "lowerkit",
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "apache-tvm",
+    "apache-tvm-ffi",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,9 @@ class Artifact:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"cannot read {path}: {error}") from None
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            raise ArtifactError(f"{path} is not a manifest of schema {SCHEMA}", hint="compile the model again")
+            raise ArtifactError(
+                f"{path} is not a manifest of schema {SCHEMA}", hint="compile the model again"
+            )
         if manifest.get("sha256") != _seal(manifest):
             raise ArtifactError(f"{path} was edited after it was written", hint="compile the model again")
         for name, digest in manifest["files"].items():
@@ -170,13 +181,13 @@ def save_model(model: ir.Model, path: Path) -> None:
     path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
 
 
-def write_manifest(directory: Path, source: str, original: ir.Model, plan: Plan) -> None:
+def write_manifest(directory: Path, source: Mapping[str, str], original: ir.Model, plan: Plan) -> None:
     """Seal `directory`: checksums of every file in it but the reports, and what they were made from."""
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in REPORTS)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "target": plan.target,
-        "source": source,
+        "source": dict(source),
         "inputs": [asdict(spec) for spec in specs(list(original.graph.inputs))],
         "outputs": [asdict(spec) for spec in specs(list(original.graph.outputs))],
         "plan": [{**asdict(choice), "options": dict(choice.options)} for choice in plan.choices],

@@ -37,7 +37,9 @@ app = typer.Typer(
 )
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
-ArtifactDir = Annotated[Path, typer.Argument(metavar="OUT", help="An artifact directory.", show_default=False)]
+ArtifactDir = Annotated[
+    Path, typer.Argument(metavar="OUT", help="An artifact directory.", show_default=False)
+]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="See `lowerkit targets`.")]
 ShapeFlag = Annotated[
     list[str] | None,
@@ -47,7 +49,9 @@ CalibrationFlag = Annotated[
     Path | None,
     typer.Option(metavar="D.npz", help="Samples: one array per graph input, samples along the first axis."),
 ]
-SoftmaxFlag = Annotated[str | None, typer.Option(metavar="METHOD", help="Method for every softmax, or `keep`.")]
+SoftmaxFlag = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="Method for every softmax, or `keep`.")
+]
 GeluFlag = Annotated[str | None, typer.Option(metavar="METHOD", help="Method for every GELU, or `keep`.")]
 NormFlag = Annotated[
     str | None, typer.Option(metavar="METHOD", help="Method for every Layer/RMSNormalization, or `keep`.")
@@ -75,7 +79,9 @@ def _root(
 @app.command(epilog="Example: lowerkit inspect model.onnx --target cpu --shape input_ids:1,128")
 def inspect(
     model: ModelFile,
-    target: Annotated[str | None, typer.Option("--target", "-t", help="Judge the model for a target.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Judge the model for a target.")
+    ] = None,
     shape: ShapeFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -125,7 +131,9 @@ def compile(
     norm: NormFlag = None,
     threads: ThreadsFlag = None,
     option: OptionFlag = None,
-    dump_stages: Annotated[bool, typer.Option(help="Keep the graph after every stage in OUT/stages.")] = False,
+    dump_stages: Annotated[
+        bool, typer.Option(help="Keep the graph after every stage in OUT/stages.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an artifact that is already at OUT.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -166,7 +174,9 @@ def run(
     _show(as_json, results, tables.run_results)
 
 
-@app.command(epilog="Example: lowerkit validate out --data test.npz --labels labels.npz --min-agreement 0.995")
+@app.command(
+    epilog="Example: lowerkit validate out --data test.npz --labels labels.npz --min-agreement 0.995"
+)
 def validate(
     artifact: ArtifactDir,
     data: Annotated[Path, typer.Option(metavar="D.npz", help="Samples: one array per graph input.")],
@@ -257,7 +267,9 @@ def _progress(quiet: bool) -> Iterator[Any]:
     """A progress bar on stderr, shown on terminals alone."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with ProgressBar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with ProgressBar(
+        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None)
         yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
@@ -272,7 +284,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=LowerkitWarning)
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    warnings.showwarning = _warn
     for library in ("onnxscript", "onnx_ir", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     # A terminated compile leaves nothing behind: SystemExit unwinds the staging directory.

@@ -104,5 +104,3 @@ def calibrate_plannable(
     calibration = calibrate(model, samples, values)
     calibration.synthetic = synthetic
     return calibration
-
-

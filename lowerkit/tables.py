@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from lowerkit.artifact import Artifact
+    from lowerkit.graph.inspect import Inspection, NonLinearity
     from lowerkit.validate.results import Validation
 
 
@@ -122,7 +123,9 @@ def passes(listing: PassList) -> list[RenderableType]:
     )
     for method in listing.methods:
         error = f"{method.error:.1e} {method.error_kind}" if method.error else "rounding"
-        table.add_row(method.family, method.name, method.contract, f"{error}, {method.evidence}", method.domain)
+        table.add_row(
+            method.family, method.name, method.contract, f"{error}, {method.evidence}", method.domain
+        )
     return [order, table, "`keep` leaves a node to the target. docs/methods.md has the derivations."]
 
 
@@ -150,6 +153,41 @@ def targets(rows: list[TargetRow]) -> list[RenderableType]:
     for row in rows:
         table.add_row(row.name, row.summary, _pairs(row.defaults), _pairs(row.options))
     return [table]
+
+
+def inspection(found: Inspection) -> list[RenderableType]:
+    """Tables of a model's inputs and outputs, operators, non-linearities and blocking nodes."""
+    ports = Table("", "name", "dtype", "shape")
+    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+        for tensor in tensors:
+            ports.add_row(kind, tensor.name, tensor.dtype, "x".join(map(str, tensor.shape)))
+    size = f"{found.parameters:,} parameters, {found.parameter_bytes / 2**20:.1f} MiB"
+    lines: list[RenderableType] = [f"opset {found.opset}, {size}, {found.total_macs:,} MACs", ports]
+    ops = Table("operator", "as written", "canonical", "MACs")
+    for op in sorted({*found.original_ops, *found.canonical_ops}):
+        counts = (found.original_ops.get(op, 0), found.canonical_ops.get(op, 0))
+        ops.add_row(op, *map(str, counts), f"{found.macs.get(op, 0):,}")
+    lines.append(ops)
+    if found.nonlinearities:
+        lines.append(_nonlinearities(found.nonlinearities))
+    for blocker in found.blockers:
+        lines.append(f"blocks target {found.target}: node '{blocker.node}' ({blocker.op}): {blocker.reason}")
+    if found.target is not None and not found.blockers:
+        lines.append(f"nothing blocks target {found.target}")
+    return lines
+
+
+def _nonlinearities(rows: Iterable[NonLinearity]) -> Table:
+    """One line for those that are alike; JSON has them node by node."""
+    table = Table("non-linearity", "nodes", "the first", "spelled as", "must be lowered", "default method")
+    groups: dict[tuple[str, ...], list[NonLinearity]] = {}
+    for row in rows:
+        key = (row.op, row.spelled, "yes" if row.must_lower else "no", row.default or "")
+        groups.setdefault(key, []).append(row)
+    for (op, spelled, must, default), alike in groups.items():
+        shape = "x".join(map(str, alike[0].shape)) if alike[0].shape is not None else "?"
+        table.add_row(op, str(len(alike)), f"{alike[0].node} [{shape}]", spelled, must, default)
+    return table
 
 
 def artifact(made: Artifact) -> list[RenderableType]:

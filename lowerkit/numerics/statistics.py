@@ -81,6 +81,7 @@ class TensorStats:
         self.row_spread = _widen(self.row_spread, spread)
         channel_min, channel_max = np.fmin.reduce(rows, axis=0), np.fmax.reduce(rows, axis=0)
         if self.channel_min is not None and self.channel_min.shape == channel_min.shape:
+            assert self.channel_max is not None
             channel_min = np.fmin(self.channel_min, channel_min)
             channel_max = np.fmax(self.channel_max, channel_max)
         self.channel_min, self.channel_max = channel_min, channel_max

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxscript import OnnxFunction
 
 from lowerkit.graph.domain import DOMAIN, add_function
+from lowerkit.graph.weights import initializer
 from lowerkit.numerics.statistics import TensorStats
 
 
@@ -104,7 +105,8 @@ class Method(ABC):
         """Put the operator in the node's place; output values keep their names. Returns the new node."""
         add_function(model, self.function)
         inputs = list(node.inputs) + [
-            _constant(model, f"{DOMAIN}.{self.name}.{key}", array) for key, array in self.constants().items()
+            initializer(model.graph, f"{DOMAIN}.{self.name}.{key}", array)
+            for key, array in self.constants().items()
         ]
         new = ir.node(
             self.function.name,
@@ -120,23 +122,3 @@ class Method(ABC):
         assert node.graph is not None
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], [new], [old_value], [value])
         return new
-
-
-def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """The initializer that holds `array`, shared by all nodes that use the same table."""
-    index = 0
-    while True:
-        key = name if index == 0 else f"{name}.{index}"
-        found = model.graph.initializers.get(key)
-        if found is None:
-            value = ir.Value(
-                name=key,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-                const_value=ir.tensor(array, name=key),
-            )
-            model.graph.register_initializer(value)
-            return value
-        if found.const_value is not None and np.array_equal(found.const_value.numpy(), array):
-            return found
-        index += 1

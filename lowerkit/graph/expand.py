@@ -1,0 +1,159 @@
+"""Canonical operators in terms of simpler canonical ones, for targets without a kernel for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lowerkit.errors import UnsupportedError
+from lowerkit.graph.domain import describe_node
+from lowerkit.graph.fusions.algebra import shape_of
+from lowerkit.graph.shapes import infer_shapes
+from lowerkit.graph.weights import initializer
+
+
+def expand(model: ir.Model, ops: frozenset[str]) -> None:
+    """Replace the standard operators of types `ops` in `model`, in place, by simpler ones.
+
+    Raises:
+        UnsupportedError: for a node whose attributes or inputs have no expansion; names the node.
+    """
+    found = False
+    for node in list(model.graph.all_nodes()):
+        if node.domain == "" and node.op_type in ops and node.op_type in _EXPANSIONS:
+            _EXPANSIONS[node.op_type](model, node)
+            found = True
+    if found:
+        RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
+
+
+class _Builder:
+    """Makes named nodes that will take the place of `node`; names are `node/what`."""
+
+    def __init__(self, model: ir.Model, node: ir.Node) -> None:
+        self.model, self.node = model, node
+        self.nodes: list[ir.Node] = []
+
+    def __call__(self, what: str, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        made = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            name=f"{self.node.name}/{what}",
+            metadata_props={"lowerkit.spelled": self.node.metadata_props.get("lowerkit.spelled", "")},
+        )
+        value = made.outputs[0]
+        value.name = f"{self.node.outputs[0].name}/{what}"
+        self.nodes.append(made)
+        return value
+
+    def constant(self, what: str, array: np.ndarray) -> ir.Value:
+        return initializer(self.model.graph, f"{self.node.outputs[0].name}/{what}", array)
+
+    def replace(self, result: ir.Value) -> None:
+        old = self.node.outputs[0]
+        result.name, result.shape, result.type = old.name, old.shape, old.type
+        assert self.node.graph is not None
+        ir.convenience.replace_nodes_and_values(
+            self.node.graph, self.node, [self.node], self.nodes, [old], [result]
+        )
+
+
+def _expand_attention(model: ir.Model, node: ir.Node) -> None:
+    """softmax(scale Q K' + mask) V, on [batch, heads, tokens, size]; with one head also without that axis.
+
+    The scale is applied to Q, which is the smaller of the two products where there are more tokens than
+    channels per head, and where most exporters have it.
+    """
+
+    def refuse(reason: str) -> UnsupportedError:
+        hint = "choose a target that has its own Attention, or export attention as MatMul and Softmax"
+        return UnsupportedError(f"no expansion for {reason}", node=describe_node(node), hint=hint)
+
+    inputs: list[ir.Value | None] = [*node.inputs, None]
+    q, k, v, mask = inputs[:4]
+    if any(extra is not None for extra in inputs[4:]):
+        raise refuse("a key-value cache or padding lengths")
+    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
+        raise refuse("outputs beyond the first")
+    for name, neutral in (("softcap", 0.0), ("softmax_precision", 0), ("qk_matmul_output_mode", 0)):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.value != neutral:
+            raise refuse(f"attribute {name}")
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    shapes = [shape_of(x) for x in (q, k, v)]
+    if any(shape is None for shape in shapes) or q.dtype is None:
+        raise refuse("inputs of unknown shape")
+    q_shape, k_shape, v_shape = (shape or () for shape in shapes)
+    heads = node.attributes.get_int("q_num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
+    make = _Builder(model, node)
+    flat = len(q_shape) == 3
+    if flat and heads != (1, 1):
+        q, k, v = (
+            _split_heads(make, what, x, count, shape)
+            for what, x, count, shape in (
+                ("q", q, heads[0], q_shape),
+                ("k", k, heads[1], k_shape),
+                ("v", v, heads[1], v_shape),
+            )
+        )
+        batch, tokens, width = q_shape
+        q_shape = (batch, heads[0], tokens, width // heads[0])
+        k_shape = (batch, heads[1], k_shape[1], k_shape[2] // heads[1])
+        v_shape = (batch, heads[1], v_shape[1], v_shape[2] // heads[1])
+    if len(q_shape) == 4 and q_shape[1] != k_shape[1]:
+        k, v = (
+            _repeat_heads(make, what, x, shape, q_shape[1] // shape[1])
+            for what, x, shape in (("k", k, k_shape), ("v", v, v_shape))
+        )
+    dtype = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
+    scale = node.attributes.get_float("scale", 1 / math.sqrt(q_shape[-1]))
+    scaled = make("scaled", "Mul", q, make.constant("scale", np.array(scale, dtype)))
+    rank = len(q_shape)
+    key = make("key", "Transpose", k, perm=[*range(rank - 2), rank - 1, rank - 2])
+    scores = make("scores", "MatMul", scaled, key)
+    tokens, keys = q_shape[-2], k_shape[-2]
+    if node.attributes.get_int("is_causal", 0):
+        causal = np.where(np.tri(tokens, keys, dtype=bool), 0, -np.inf).astype(dtype)
+        scores = make("causal", "Add", scores, make.constant("causal_mask", causal))
+    if mask is not None:
+        widening = mask.producer()
+        if widening is not None and widening.op_type == "Expand" and widening.inputs[0] is not None:
+            mask = widening.inputs[0]  # Add broadcasts
+        if mask.dtype == ir.DataType.BOOL:
+            zero, low = (
+                make.constant("zero", np.array(0, dtype)),
+                make.constant("low", np.array(-np.inf, dtype)),
+            )
+            mask = make("mask", "Where", mask, zero, low)
+        scores = make("masked", "Add", scores, mask)
+    weights = make("softmax", "Softmax", scores, axis=-1)
+    result = make("output", "MatMul", weights, v)
+    if flat and heads != (1, 1):
+        joined = make("heads", "Transpose", result, perm=[0, 2, 1, 3])
+        shape = np.array([q_shape[0], tokens, heads[0] * v_shape[-1]], np.int64)
+        result = make("join", "Reshape", joined, make.constant("join_shape", shape))
+    make.replace(result)
+
+
+def _split_heads(make: _Builder, what: str, x: ir.Value, count: int, shape: tuple[int, ...]) -> ir.Value:
+    """[batch, tokens, heads * size] as [batch, heads, tokens, size]."""
+    target = np.array([shape[0], shape[1], count, shape[2] // count], np.int64)
+    split = make(f"{what}_split", "Reshape", x, make.constant(f"{what}_shape", target))
+    return make(f"{what}_heads", "Transpose", split, perm=[0, 2, 1, 3])
+
+
+def _repeat_heads(make: _Builder, what: str, x: ir.Value, shape: tuple[int, ...], times: int) -> ir.Value:
+    """Each head `times` over, for queries in groups that share keys and values."""
+    index = np.repeat(np.arange(shape[1]), times)
+    return make(f"{what}_repeated", "Gather", x, make.constant(f"{what}_index", index), axis=1)
+
+
+_EXPANSIONS: dict[str, Callable[[ir.Model, ir.Node], None]] = {"Attention": _expand_attention}

@@ -1,0 +1,198 @@
+"""Activations in the forms that exporters write them: GELU, SiLU, Mish, HardSwish, HardSigmoid, Softplus."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnxscript import script
+
+from lowerkit.graph.domain import LOWERKIT, op
+from lowerkit.graph.fusions.algebra import Formula, close, scalar, shape_of
+from lowerkit.graph.fusions.base import Found, Fusion
+
+
+@script(LOWERKIT, default_opset=op)
+def Silu(X):  # type: ignore[no-untyped-def]
+    """SiLU(x) = x sigmoid(x). Standard ONNX has it as Swish, from opset 24 on."""
+    return op.Mul(X, op.Sigmoid(X))
+
+
+@dataclass(frozen=True)
+class _Gate(Fusion):
+    """x times a gate that is a function of x."""
+
+    roots: ClassVar[frozenset[str]] = frozenset({"Mul", "Div"})
+
+    def match(self, root: ir.Node, formula: Formula) -> Found | None:
+        """See the class: each of the two factors may be x."""
+        coefficient, powers = formula.product(root.outputs[0])
+        if len(powers) != 2 or set(powers.values()) != {1.0}:
+            return None
+        first, second = powers
+        for x, gate in ((first, second), (second, first)):
+            trial = Formula(dict(formula.nodes))
+            if shape_of(x) != shape_of(root.outputs[0]):
+                continue
+            found = self.gate(x, gate, coefficient, trial)
+            if found is not None:
+                formula.nodes.update(trial.nodes)
+                return found
+        return None
+
+    def gate(self, x: ir.Value, gate: ir.Value, coefficient: float, formula: Formula) -> Found | None:
+        """What `coefficient * x * gate` is, or None."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FuseGelu(_Gate):
+    """x (1 + erf(x / sqrt 2)) / 2 is Gelu; with tanh(sqrt(2/pi) (x + 0.044715 x^3)), its tanh form."""
+
+    name: ClassVar[str] = "fuse-gelu"
+
+    def gate(self, x: ir.Value, gate: ir.Value, coefficient: float, formula: Formula) -> Found | None:
+        """The gate is a (1 + erf) or a (1 + tanh), the half anywhere in the product."""
+        offset, weights = formula.weighted_sum(gate)
+        if len(weights) != 1 or not close(coefficient * offset, 0.5):
+            return None
+        ((inner, weight),) = weights.items()
+        if not close(coefficient * weight, 0.5):
+            return None
+        argument = formula.argument(inner, "Erf")
+        if argument is not None:
+            factor = formula.scaled(argument, x)
+            exact = factor is not None and close(factor, math.sqrt(0.5))
+            return Found("Gelu", [x], {"approximate": "none"}) if exact else None
+        argument = formula.argument(inner, "Tanh")
+        terms = formula.polynomial(argument, x) if argument is not None else None
+        if terms is None or {power for power, c in terms.items() if c} != {1, 3}:
+            return None
+        root = math.sqrt(2 / math.pi)
+        # Two constants are rounded here, and exporters write either or their product.
+        if close(terms[1], root) and math.isclose(terms[3], 0.044715 * root, rel_tol=1e-6):
+            return Found("Gelu", [x], {"approximate": "tanh"})
+        return None
+
+
+@dataclass(frozen=True)
+class FuseSilu(_Gate):
+    """x sigmoid(x) is SiLU. x sigmoid(1.702 x), the quick GELU, is not."""
+
+    name: ClassVar[str] = "fuse-silu"
+
+    def gate(self, x: ir.Value, gate: ir.Value, coefficient: float, formula: Formula) -> Found | None:
+        """The gate is Sigmoid of x itself."""
+        argument = formula.argument(gate, "Sigmoid")
+        if coefficient != 1 or argument is None or formula.scaled(argument, x) != 1:
+            return None
+        return Found("Silu", [x], function=Silu)
+
+
+@dataclass(frozen=True)
+class FuseMish(_Gate):
+    """x tanh(softplus(x)) is Mish."""
+
+    name: ClassVar[str] = "fuse-mish"
+
+    def gate(self, x: ir.Value, gate: ir.Value, coefficient: float, formula: Formula) -> Found | None:
+        """The gate is Tanh of Softplus of x."""
+        softplus = formula.argument(gate, "Tanh")
+        if coefficient != 1 or formula.argument(softplus, "Softplus") is not x:
+            return None
+        return Found("Mish", [x])
+
+
+@dataclass(frozen=True)
+class FuseHardSwish(_Gate):
+    """x clip(x + 3, 0, 6) / 6 is HardSwish; so is x HardSigmoid(x) with slope 1/6 and offset 1/2."""
+
+    name: ClassVar[str] = "fuse-hard-swish"
+
+    def gate(self, x: ir.Value, gate: ir.Value, coefficient: float, formula: Formula) -> Found | None:
+        """The gate is HardSigmoid, or its Clip."""
+        hard = formula.node(gate, "HardSigmoid")
+        if hard is not None:
+            alpha, beta = hard.attributes.get_float("alpha", 0.2), hard.attributes.get_float("beta", 0.5)
+            same = hard.inputs[0] is x and coefficient == 1 and _is_sixth(alpha) and close(beta, 0.5)
+            return Found("HardSwish", [x]) if same else None
+        shifted = clipped_to_six(formula, gate)
+        if shifted is None or formula.weighted_sum(shifted) != (3.0, {x: 1.0}):
+            return None
+        return Found("HardSwish", [x]) if _is_sixth(coefficient) else None
+
+
+@dataclass(frozen=True)
+class FuseHardSigmoid(Fusion):
+    """clip(x + 3, 0, 6) / 6 is HardSigmoid with slope 1/6 and offset 1/2."""
+
+    name: ClassVar[str] = "fuse-hard-sigmoid"
+    roots: ClassVar[frozenset[str]] = frozenset({"Mul", "Div"})
+
+    def match(self, root: ir.Node, formula: Formula) -> Found | None:
+        """See the class."""
+        coefficient, powers = formula.product(root.outputs[0])
+        if len(powers) != 1 or set(powers.values()) != {1.0} or not _is_sixth(coefficient):
+            return None
+        shifted = clipped_to_six(formula, next(iter(powers)))
+        if shifted is None:
+            return None
+        offset, weights = formula.weighted_sum(shifted)
+        if offset != 3.0 or list(weights.values()) != [1.0]:
+            return None
+        return Found("HardSigmoid", list(weights), {"alpha": 1 / 6, "beta": 0.5})
+
+
+@dataclass(frozen=True)
+class FuseSoftplus(Fusion):
+    """log(1 + exp(x)) is Softplus; the named operator does not overflow."""
+
+    name: ClassVar[str] = "fuse-softplus"
+    roots: ClassVar[frozenset[str]] = frozenset({"Log"})
+
+    def match(self, root: ir.Node, formula: Formula) -> Found | None:
+        """See the class."""
+        assert root.inputs[0] is not None
+        offset, weights = formula.weighted_sum(root.inputs[0])
+        if offset != 1 or list(weights.values()) != [1.0]:
+            return None
+        x = formula.argument(next(iter(weights)), "Exp")
+        return Found("Softplus", [x]) if x is not None else None
+
+
+@dataclass(frozen=True)
+class FuseSigmoid(Fusion):
+    """1 / (1 + exp(-x)) is Sigmoid."""
+
+    name: ClassVar[str] = "fuse-sigmoid"
+    roots: ClassVar[frozenset[str]] = frozenset({"Div", "Reciprocal"})
+
+    def match(self, root: ir.Node, formula: Formula) -> Found | None:
+        """See the class."""
+        coefficient, powers = formula.product(root.outputs[0])
+        if coefficient != 1 or list(powers.values()) != [-1.0]:
+            return None
+        offset, weights = formula.weighted_sum(next(iter(powers)))
+        if offset != 1 or list(weights.values()) != [1.0]:
+            return None
+        exponent = formula.argument(next(iter(weights)), "Exp")
+        if exponent is None:
+            return None
+        factor, inner = formula.product(exponent)
+        if factor != -1 or list(inner.values()) != [1.0]:
+            return None
+        return Found("Sigmoid", list(inner))
+
+
+def clipped_to_six(formula: Formula, value: ir.Value) -> ir.Value | None:
+    """y when `value` is Clip(y, 0, 6), else None."""
+    clip = formula.node(value, "Clip")
+    if clip is None or len(clip.inputs) != 3 or scalar(clip.inputs[1]) != 0 or scalar(clip.inputs[2]) != 6:
+        return None
+    return clip.inputs[0]
+
+
+def _is_sixth(number: float) -> bool:
+    return close(number, 1 / 6)

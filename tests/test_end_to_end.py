@@ -1,0 +1,37 @@
+"""Whole models through the whole pipeline: what the project promises of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lowerkit
+from benchmarks.accuracy import measure
+from benchmarks.models import MODELS
+
+QUICK = ["vit", "mlp", "vit-decomposed-torch", "vit-decomposed-tf"]
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "default"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+)
+def test_accuracy_bounds_hold(tmp_path: Path, name: str, exact: bool) -> None:
+    row = measure(MODELS[name], exact, tmp_path)
+    assert row["ok"], row
+
+
+def test_accuracy_is_not_lost_with_labels(tmp_path: Path) -> None:
+    model = MODELS["vit"]
+    data = model.write_samples(tmp_path / "data.npz")
+    labels = Path(lowerkit.__file__).parent.parent / "examples" / "data" / "digits_test_labels.npz"
+    artifact = lowerkit.compile(model.path(), tmp_path / "out", shape=model.shapes, calibration=data)
+    validation = lowerkit.validate(artifact, data, labels)
+    (output,) = validation.outputs
+    assert output.agreement is not None
+    assert output.agreement.accuracy_original is not None
+    assert output.agreement.accuracy_original >= 0.97
+    assert output.agreement.accuracy_artifact == pytest.approx(output.agreement.accuracy_original, abs=0.005)
+    assert validation.layers
+    assert all(layer.error.arithmetic is not None for layer in validation.layers)
