@@ -158,11 +158,11 @@ def is_nonlinear(node: ir.Node) -> bool:
 def node_macs(node: ir.Node) -> int:
     """Multiply-accumulates of one run of `node`: of matrix products and convolutions; others count 0.
 
-    0 as well where a shape is not static.
+    0 as well where a shape is not static. A loop's body counts once.
     """
     count = _MACS.get(node.op_type) if node.domain == "" else None
-    shapes = [static_shape(value) for value in (*node.inputs[:2], node.outputs[0])]
-    if count is None or any(shape is None for shape in shapes):
+    values = [value for value in (*node.inputs, node.outputs[0]) if value is not None]
+    if count is None or any(static_shape(value) is None for value in values):
         return 0
     return count(node)
 
@@ -200,10 +200,7 @@ def _einsum(node: ir.Node) -> int:
 
 def _attention(node: ir.Node) -> int:
     """Q K^T and its product with V. Inputs are [batch, heads, length, size] or [batch, length, hidden]."""
-    query, key = _shape(node.inputs[0]), _shape(node.inputs[1])
-    value = static_shape(node.inputs[2])
-    if value is None:
-        return 0
+    query, key, value = (_shape(x) for x in node.inputs[:3])
     keys = key[-2]
     past = static_shape(node.inputs[4]) if len(node.inputs) > 4 else None
     if past is not None:

@@ -52,6 +52,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{path} is not a valid ONNX model: {condense(error)}") from None
+    for tensor in _tensors(model):
+        _check_size(tensor)
     return model
 
 
@@ -170,6 +172,15 @@ def _read_external_data(model: onnx.ModelProto, path: Path) -> None:
         del tensor.external_data[:]
 
 
+def _check_size(tensor: onnx.TensorProto) -> None:
+    """The tensor holds as many numbers as its shape says; the checker sees only when there are too few."""
+    try:
+        onnx.numpy_helper.to_array(tensor)
+    except (TypeError, ValueError) as error:
+        reason = f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} says"
+        raise ModelError(f"{reason}: {condense(error)}") from None
+
+
 def _inside(folder: Path, location: str, name: str) -> Path:
     """The external data file at `location`, which must lie in the model's folder."""
     place = Path(location)
@@ -205,6 +216,6 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             for attribute in node.attribute:
                 for graph in (attribute.g, *attribute.graphs):
                     yield from graph.initializer
-                yield from (attribute.t, *attribute.tensors)
-                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                    yield from (sparse.values, sparse.indices)
+                yield from attribute.tensors
+                if attribute.HasField("t"):
+                    yield attribute.t
