@@ -453,6 +453,31 @@ def test_a_sparse_weight(dense: Path) -> None:
     assert "'w'" in refusal(edit(dense, make_sparse))
 
 
+def test_a_sparse_constant_is_refused_before_its_data_is_looked_for(dense: Path) -> None:
+    def make_sparse(model: onnx.ModelProto) -> None:
+        values = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[1])
+        values.data_location = TensorProto.EXTERNAL
+        values.external_data.add(key="location", value="/etc/hostname")
+        indices = helper.make_tensor("i", TensorProto.INT64, [1], [5])
+        sparse = helper.make_sparse_tensor(values, indices, [3, 4])
+        constant = helper.make_node("Constant", [], ["w"], name="c", sparse_value=sparse)
+        del model.graph.initializer[:]
+        model.graph.node.insert(0, constant)
+
+    assert "'c' (Constant)" in refusal(edit(dense, make_sparse))
+
+
+def test_external_data_of_a_constant_is_checked_as_well(dense: Path) -> None:
+    def make_external(model: onnx.ModelProto) -> None:
+        value = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[3, 4])
+        value.data_location = TensorProto.EXTERNAL
+        value.external_data.add(key="location", value="/etc/hostname")
+        del model.graph.initializer[:]
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], name="c", value=value))
+
+    assert "/etc/hostname" in refusal(edit(dense, make_external))
+
+
 # --- weights that are no numbers
 
 

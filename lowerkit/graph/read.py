@@ -42,12 +42,10 @@ def read_proto(path: Path) -> onnx.ModelProto:
     model = _parse(path)
     _normalise_domain(model)
     _check_header(model, path)
+    _check_dense(model)
     _read_external_data(model, path)
     functions = {(function.domain, function.name) for function in model.functions}
     _check_operators(model.graph, {i.domain: i.version for i in model.opset_import}, functions)
-    if model.graph.sparse_initializer:
-        name = model.graph.sparse_initializer[0].values.name
-        raise ModelError(f"weight '{name}' is stored sparse", hint="store it as a dense initializer")
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -133,6 +131,21 @@ def _check_operators(graph: onnx.GraphProto, opsets: dict[str, int], functions: 
             )
 
 
+def _check_dense(model: onnx.ModelProto) -> None:
+    """No tensor is stored sparse: targets, and the checks below, know dense ones alone."""
+    hint = "store it as a dense tensor"
+    for sparse in model.graph.sparse_initializer:
+        raise ModelError(f"weight '{sparse.values.name}' is stored sparse", hint=hint)
+    for holder in (model.graph, *model.functions):
+        for node in _nodes(holder.node):
+            for attribute in node.attribute:
+                graphs = (attribute.g, *attribute.graphs)
+                sparse_inside = any(graph.sparse_initializer for graph in graphs)
+                if sparse_inside or attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                    where = f"node '{node.name or node.output[0]}' ({node.op_type})"
+                    raise ModelError("it holds a sparse tensor", node=where, hint=hint)
+
+
 def _read_external_data(model: onnx.ModelProto, path: Path) -> None:
     """Move data kept beside the model file into the proto. Paths and sizes are checked before reading."""
     folder = path.parent.resolve()
@@ -211,11 +224,12 @@ def _nodes(nodes: object) -> Iterator[onnx.NodeProto]:
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that may hold data: initializers and attributes, of the graph, subgraphs and functions."""
     yield from model.graph.initializer
+    attributes = [a for function in model.functions for a in function.attribute_proto]
     for holder in (model.graph, *model.functions):
-        for node in _nodes(holder.node):
-            for attribute in node.attribute:
-                for graph in (attribute.g, *attribute.graphs):
-                    yield from graph.initializer
-                yield from attribute.tensors
-                if attribute.HasField("t"):
-                    yield attribute.t
+        attributes += [attribute for node in _nodes(holder.node) for attribute in node.attribute]
+    for attribute in attributes:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from graph.initializer
+        yield from attribute.tensors
+        if attribute.HasField("t"):
+            yield attribute.t
