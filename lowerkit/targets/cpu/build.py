@@ -17,7 +17,7 @@ from lowerkit.targets.cpu.schedule import ScheduleForCpu
 def build_library(module: tvm.IRModule, cpu: str, path: Path) -> None:
     """Compile `module` for processor `cpu` into the shared library `path`.
 
-    Equal modules give equal bytes. Raises ToolError when there is no linker, or the build fails.
+    Equal modules give equal bytes. Raises ToolError when there is no linker, or TVM or the linker fails.
     """
     linker = shutil.which("g++")
     if linker is None:
@@ -32,7 +32,11 @@ def build_library(module: tvm.IRModule, cpu: str, path: Path) -> None:
             raise ToolError(f"g++ failed: {done.stderr.strip() or done.returncode}")
 
     with target, tvm.transform.PassContext(opt_level=3):
-        executable = tvm.compile(module, target, relax_pipeline=_pipeline(cpu))
+        try:
+            executable = tvm.compile(module, target, relax_pipeline=_pipeline(cpu))
+        except Exception as error:  # TVM's passes raise anything, from TypeError to InternalError
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ToolError(f"TVM cannot compile the graph: {reason}") from error
         executable.export_library(str(path), fcompile=link)
 
 

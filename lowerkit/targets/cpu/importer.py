@@ -44,10 +44,14 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
         reason = None if node.domain == DOMAIN and node.op_type in converters else support.reason(node)
         if reason is not None:
             raise UnsupportedError(reason, node=describe_node(node))
+    # Given apart, because the front end takes a dimension of 0 for an unknown one.
+    shapes = {
+        value.name: list(value.shape.numpy()) for value in model.graph.inputs if value.shape is not None
+    }
     proto = ir.serde.serialize_model(model)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Importer(converters).from_onnx(proto.graph, model.opset_imports[""])
+        return _Importer(converters, shapes).from_onnx(proto.graph, model.opset_imports[""])
 
 
 def output_types(module: tvm.IRModule) -> list[tuple[list[int], str]]:
@@ -63,8 +67,8 @@ def output_types(module: tvm.IRModule) -> list[tuple[list[int], str]]:
 
 
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]
-    def __init__(self, converters: dict[str, Converter]) -> None:
-        super().__init__(shape_dict={}, dtype_dict=None)
+    def __init__(self, converters: dict[str, Converter], shapes: dict[str | None, list[int]]) -> None:
+        super().__init__(shape_dict=shapes, dtype_dict=None)
         self._converters = converters
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:

@@ -30,7 +30,9 @@ def gather(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[st
             value = x(*i[:axis], inside, *i[axis + rank :])
             if not dtype.startswith("float"):
                 return value
-            return tirx.if_then_else(tirx.all(index >= 0, index < extent), value, tirx.const(float("nan"), dtype))
+            return tirx.if_then_else(
+                tirx.all(index >= 0, index < extent), value, tirx.const(float("nan"), dtype)
+            )
 
         return te.compute((*shape[:axis], *indices.ty.shape, *shape[axis + 1 :]), element, name="take")
 

@@ -104,11 +104,11 @@ def inline_producers(schedule: s_tir.Schedule, blocks: list[SBlockRV], limit: in
 def fuse_parallel(schedule: s_tir.Schedule, loops: list[LoopRV], cut: LoopRV | None = None) -> LoopRV | None:
     """Fuse nested outer `loops` and run them in parallel; returns the loop, None when there is none.
 
-    `cut` is a loop whose last tile is cut short. Whole tiles and the cut one become separate loops, the former
-    without a check per element; a fused loop could not be separated, so then only the first one is parallel.
+    `cut` is a loop whose last tile is cut short. A fused loop could not be separated into whole tiles and the
+    cut one, so then only the first of the loops is parallel.
     """
     if cut is not None:
-        schedule.annotate(cut, "pragma_loop_partition_hint", True)
+        _separate_last(schedule, cut)
     if not loops:
         return None
     if cut is None:
@@ -119,11 +119,24 @@ def fuse_parallel(schedule: s_tir.Schedule, loops: list[LoopRV], cut: LoopRV | N
     return first
 
 
-def split_vector(schedule: s_tir.Schedule, loop: LoopRV, lanes: int) -> tuple[LoopRV, LoopRV]:
-    """Split `loop` into whole vectors of `lanes`, a rest being handled apart, and vectorise the inner loop."""
+def split_vector(schedule: s_tir.Schedule, loop: LoopRV, lanes: int) -> LoopRV:
+    """Split `loop` into vectors of `lanes`; returns the loop over them, which is `loop` where none fit."""
     extent = int(schedule.get(loop).extent)
+    if extent < lanes or (extent % lanes and not _counts_in_int32(schedule, loop)):
+        return loop
     outer, inner = schedule.split(loop, [None, lanes])
     if extent % lanes:
-        schedule.annotate(outer, "pragma_loop_partition_hint", True)
+        _separate_last(schedule, outer)
     schedule.vectorize(inner)
-    return outer, inner
+    return outer
+
+
+def _separate_last(schedule: s_tir.Schedule, loop: LoopRV) -> None:
+    """Have TVM make the last round a loop of its own, so that the others do without a check per element."""
+    # With int64 loops TVM's pass mixes widths: it then does nothing, or fails.
+    if _counts_in_int32(schedule, loop):
+        schedule.annotate(loop, "pragma_loop_partition_hint", True)
+
+
+def _counts_in_int32(schedule: s_tir.Schedule, loop: LoopRV) -> bool:
+    return str(schedule.get(loop).loop_var.ty.dtype) == "int32"

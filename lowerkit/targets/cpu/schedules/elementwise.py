@@ -42,10 +42,6 @@ def schedule_block(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> Non
     else:
         # A short last axis: one long loop.
         outer, last = [], schedule.fuse(*loops) if len(loops) > 1 else loops[0]
-    extent = int(schedule.get(last).extent)
-    if extent >= lanes:
-        chunk, _ = split_vector(schedule, last, lanes)
-        if not outer:
-            outer = [chunk]
+    chunk = split_vector(schedule, last, lanes)
     if size >= PARALLEL_FROM:
-        fuse_parallel(schedule, outer)
+        fuse_parallel(schedule, list(outer) or [chunk])

@@ -7,7 +7,7 @@ row the reduction keeps one partial result per lane and combines them at the end
 from __future__ import annotations
 
 from tvm import s_tir
-from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.s_tir.schedule import SBlockRV
 
 from lowerkit.targets.cpu.schedules.blocks import (
     NotApplicable,
@@ -41,7 +41,7 @@ def schedule_rows(schedule: s_tir.Schedule, lanes: int) -> None:
             # The lanes are the first axis of a partial result.
             schedule.reorder(*loops[1:], loops[0])
             schedule.vectorize(loops[0])
-        elif not is_reduction(schedule, block) and loops and int(schedule.get(loops[-1]).extent) >= lanes:
+        elif not is_reduction(schedule, block) and loops:
             split_vector(schedule, loops[-1], lanes)
 
 
