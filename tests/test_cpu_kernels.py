@@ -1,4 +1,4 @@
-"""What lowerkit emits itself and how it schedules the rest, against onnxruntime and float64; ugly inputs too."""
+"""What lowerkit emits itself and how it schedules the rest, against onnxruntime and float64."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ CONVOLUTIONS = {
     "by channel": ((1, 16, 9, 24), (16, 1, 5, 5), "group = 16, pads = [2, 2, 2, 2]"),
     "by channel, odd width, stride 2": ((1, 16, 9, 9), (16, 1, 3, 3), "group = 16, strides = [2, 2]"),
     "grouped": ((1, 8, 6, 6), (12, 4, 3, 3), "group = 2"),
+    "1x1, odd width, half a panel": ((1, 12, 5, 5), (24, 12, 1, 1), ""),
+    "1x1, odd width, a cut panel": ((1, 12, 5, 5), (72, 12, 1, 1), ""),
     "larger than its input": ((1, 4, 2, 2), (16, 4, 3, 3), "pads = [1, 1, 1, 1]"),
 }
 

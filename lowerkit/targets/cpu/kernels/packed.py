@@ -52,7 +52,7 @@ def _conv2d(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     channels, depth, kh, kw = weight.shape
     (sh, sw), (dh, dw) = (int(s) for s in attrs.strides), (int(d) for d in attrs.dilation)
     # Along a row of outputs that fills vectors, TVM's own order of loops reads contiguously already.
-    if channels % PANEL or str(x.ty.dtype) != "float32" or (sw == 1 and out[3] % 8 == 0):
+    if channels % 8 or str(x.ty.dtype) != "float32" or (sw == 1 and out[3] % 8 == 0):
         return _by_tvm("relax.nn.conv2d", bb, call)
     top, left, bottom, right = (int(p) for p in attrs.padding)
     batch, _, height, width = shape

@@ -8,6 +8,7 @@ matrix multiplication", ACM TOMS 34(3), 2008, without its packing of the left op
 
 from __future__ import annotations
 
+import tvm
 from tvm import s_tir
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
@@ -47,6 +48,13 @@ def schedule_contraction(schedule: s_tir.Schedule, lanes: int) -> None:
     if any(extents(schedule, block) != shape for block in after):
         raise NotApplicable("the operators that follow have another shape")
     row_axis, vector_axis = _axes(schedule, reduction, len(shape))
+    if vector_axis != len(shape) - 1:
+        # The tile's own memory holds whole vectors, whatever the order of the output's axes.
+        def vectors_last(*axes: tvm.tirx.Var) -> list[tvm.tirx.Var]:
+            return [*axes[:vector_axis], *axes[vector_axis + 1 :], axes[vector_axis]]
+
+        for block in (reduction, *after[:-1]):
+            schedule.transform_layout(block, ("write", 0), vectors_last)
 
     loops = schedule.get_loops(after[-1])
     width = _width(shape[vector_axis], lanes)
