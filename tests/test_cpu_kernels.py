@@ -12,6 +12,7 @@ import tvm
 from tvm import s_tir, te
 from tvm_ffi import structural_walk
 
+from lowerkit.passes import registry
 from lowerkit.reference import Reference
 from lowerkit.targets.cpu.kernels.packed import PANEL, pack
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable
@@ -179,6 +180,27 @@ def test_softmax_of_ugly_rows(axis: int, tmp_path: Path) -> None:
         e = np.exp(wide - wide.max(axis=axis, keepdims=True))
         expected = e / e.sum(axis=axis, keepdims=True)
     np.testing.assert_allclose(run(model, {"x": x}, tmp_path)["y"], expected, rtol=1e-5, atol=1e-7)
+
+
+def lowered_softmax(name: str, x: np.ndarray, axis: int) -> ir.Model:
+    """The graph of one Softmax after the method `name` took its place."""
+    model = model_of(f"y = Softmax<axis = {axis}>(x)", {"x": x}, {"y": x.shape})
+    node = next(iter(model.graph))
+    registry.make("softmax", name, {}).rewrite(model, node)
+    return model
+
+
+@pytest.mark.parametrize("name", ["poly-exp", "online", "two-pass"])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_softmax_methods_do_what_their_bodies_say(name: str, axis: int, tmp_path: Path) -> None:
+    for index, x in enumerate((np.tile(UGLY, (1, 4)), normal(3, 5, 37) * 30, normal(6, 1))):
+        x = x if axis == -1 else np.moveaxis(x, -1, 0).copy()
+        model = lowered_softmax(name, x, axis)
+        expected = Reference(model)({"x": x})["y"]
+        directory = tmp_path / str(index)
+        directory.mkdir()
+        got = run(model, {"x": x}, directory)["y"]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 6, 32), -1), ((4, 6, 33), 2), ((3, 5, 8), 1), ((7, 1), -1)])

@@ -21,6 +21,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from lowerkit.errors import UnsupportedError
+from lowerkit.graph.canonicalise import FoldConstants
 from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.targets.cpu import support
 
@@ -40,6 +41,8 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
     """
     InlinePass(lambda function: not (function.domain == DOMAIN and function.name in converters))(model)
     model.functions.clear()
+    # Bodies hold constants in forms, and arithmetic on axes, that the front end does not take.
+    FoldConstants()(model)
     for node in model.graph.all_nodes():
         reason = None if node.domain == DOMAIN and node.op_type in converters else support.reason(node)
         if reason is not None:

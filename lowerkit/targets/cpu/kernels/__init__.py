@@ -5,9 +5,11 @@ from __future__ import annotations
 from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
+from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
 
 #: Operator -> its kernel. Standard names override TVM's front end; the others are of the domain `lowerkit`.
 CONVERTERS: dict[str, Converter] = {
     "Gather": gather,
     "LayerNormalization": layer_normalization,
+    "PolySoftmax": poly_softmax,
 }
