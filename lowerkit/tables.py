@@ -95,7 +95,7 @@ def pass_list() -> PassList:
                 family=cls.family,
                 name=cls.name,
                 contract=cls.contract.value,
-                replaces=tuple(sorted(cls.replaces)),
+                replaces=tuple(sorted(cls.functions)),
                 options=options_of(method),
                 error=bound.value,
                 error_kind=bound.kind,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-#: Histograms have this many bins over [-2**k, 2**k]; k grows as larger values arrive.
+#: Histograms have this many bins over [-2**k, 2**k); k grows as larger values arrive.
 BINS = 2048
+#: Larger values (float64 alone has them) count as non-finite: their squares would leave float64.
+LARGEST = 1e150
+#: No histogram is narrower than 2**this, which is below every float32.
+SMALLEST_EXPONENT = -200
 
 
 @dataclass
@@ -16,7 +21,8 @@ class TensorStats:
 
     Channels and rows are along the last axis: `channel_min[c]` is over all positions of channel c, while
     `row_variance` and `row_spread` (max - min) hold the smallest and largest value over all rows.
-    Non-finite values are counted and left out of everything else.
+    Non-finite values are counted and left out of everything else. `histogram_limit` is the 2**k of the
+    histogram, the smallest above every |value|, and 0 while there was nothing but zeros.
     """
 
     count: int = 0
@@ -38,11 +44,14 @@ class TensorStats:
         return float(np.sqrt(self.m2 / self.count)) if self.count else 0.0
 
     def update(self, array: np.ndarray) -> None:
-        """Add one batch; any shape, any real dtype. Sums are kept in float64."""
+        """Add one batch; any shape, any real dtype. Sums are kept in float64.
+
+        Raises ValueError when batches disagree on the number of channels.
+        """
         x = np.asarray(array, np.float64)
         if x.size == 0:
             return
-        finite = np.isfinite(x)
+        finite = np.abs(x) <= LARGEST
         good = x[finite]
         self.nonfinite += x.size - good.size
         if good.size == 0:
@@ -62,15 +71,18 @@ class TensorStats:
         self.minimum, self.maximum = min(self.minimum, float(x.min())), max(self.maximum, float(x.max()))
 
     def _update_histogram(self, x: np.ndarray) -> None:
-        # The range only ever doubles, so that old counts merge pairwise and stay exact.
+        # Limits are powers of two above every value, so edges are exact, old bins merge pairwise, and the
+        # result does not depend on the order of batches. Zero is in the same bin whatever the limit.
         peak = float(np.abs(x).max())
-        limit = self.histogram_limit or 2.0 ** np.ceil(np.log2(peak)) if peak else self.histogram_limit or 1.0
-        while self.histogram_limit and limit < peak:
-            quarter = BINS // 4
-            merged = self.histogram.reshape(-1, 2).sum(axis=1)
-            self.histogram = np.pad(merged, (quarter, quarter))
-            limit *= 2
-        self.histogram_limit = float(limit)
+        if peak == 0:
+            self.histogram[BINS // 2] += x.size
+            return
+        limit = max(self.histogram_limit, math.ldexp(1.0, max(math.frexp(peak)[1], SMALLEST_EXPONENT)))
+        grown = self.histogram_limit or limit
+        while grown < limit:
+            self.histogram = np.pad(self.histogram.reshape(-1, 2).sum(axis=1), BINS // 4)
+            grown *= 2
+        self.histogram_limit = limit
         self.histogram += np.histogram(x, BINS, (-limit, limit))[0]
 
     def _update_rows(self, rows: np.ndarray) -> None:
@@ -80,8 +92,9 @@ class TensorStats:
         self.row_variance = _widen(self.row_variance, variance)
         self.row_spread = _widen(self.row_spread, spread)
         channel_min, channel_max = np.fmin.reduce(rows, axis=0), np.fmax.reduce(rows, axis=0)
-        if self.channel_min is not None and self.channel_min.shape == channel_min.shape:
-            assert self.channel_max is not None
+        if self.channel_min is not None and self.channel_max is not None:
+            if self.channel_min.shape != channel_min.shape:
+                raise ValueError(f"{channel_min.size} channels after {self.channel_min.size}")
             channel_min = np.fmin(self.channel_min, channel_min)
             channel_max = np.fmax(self.channel_max, channel_max)
         self.channel_min, self.channel_max = channel_min, channel_max

@@ -59,15 +59,13 @@ class Method(ABC):
     name: ClassVar[str]
     #: The command-line family it is chosen by: `softmax`, `gelu`, `norm`.
     family: ClassVar[str]
-    #: Canonical (standard) operators it can replace.
-    replaces: ClassVar[frozenset[str]]
     contract: ClassVar[Contract]
     #: Paper or book and section.
     source: ClassVar[str]
     #: Target name -> what one element (or row) costs there, in one line.
     cost: ClassVar[Mapping[str, str]]
-    #: The operator of the `lowerkit` domain, as an onnxscript function with its body.
-    function: ClassVar[OnnxFunction]
+    #: The operators of the `lowerkit` domain that take their places, as onnxscript functions with bodies.
+    functions: ClassVar[Mapping[str, OnnxFunction]]
 
     @classmethod
     def fit(cls, stats: TensorStats | None, options: Mapping[str, Any]) -> Method:
@@ -86,7 +84,11 @@ class Method(ABC):
         """Why calibrated inputs leave the domain in which the bound holds, or None."""
         return None
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def inputs(self, model: ir.Model, node: ir.Node) -> list[ir.Value | None]:
+        """What of the node's inputs the operator takes, before tables and coefficients."""
+        return list(node.inputs)
+
+    def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
         """Tables and coefficients: further inputs of the operator, by formal parameter name."""
         return {}
 
@@ -103,13 +105,14 @@ class Method(ABC):
 
     def rewrite(self, model: ir.Model, node: ir.Node) -> ir.Node:
         """Put the operator in the node's place; output values keep their names. Returns the new node."""
-        add_function(model, self.function)
-        inputs = list(node.inputs) + [
+        function = self.functions[node.op_type]
+        add_function(model, function)
+        inputs = self.inputs(model, node) + [
             initializer(model.graph, f"{DOMAIN}.{self.name}.{key}", array)
-            for key, array in self.constants().items()
+            for key, array in self.constants(node).items()
         ]
         new = ir.node(
-            self.function.name,
+            function.name,
             inputs,
             self.attributes(node),
             domain=DOMAIN,

@@ -79,8 +79,8 @@ def apply_plan(model: ir.Model, plan: Plan) -> None:
 
 
 def _refusal(cls: type[Method], node: ir.Node) -> str | None:
-    if node.op_type not in cls.replaces:
-        return f"replaces {', '.join(sorted(cls.replaces))}, not {node.op_type}"
+    if node.op_type not in cls.functions:
+        return f"replaces {', '.join(sorted(cls.functions))}, not {node.op_type}"
     dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     if dtype != ir.DataType.FLOAT:
         return f"works in float32, not {dtype.name.lower() if dtype is not None else 'an unknown type'}"

@@ -42,7 +42,7 @@ def families() -> dict[str, frozenset[str]]:
     """Family -> the canonical operators that its methods replace."""
     out: dict[str, frozenset[str]] = {}
     for (family, _), cls in methods().items():
-        out[family] = out.get(family, frozenset()) | cls.replaces
+        out[family] = out.get(family, frozenset()) | frozenset(cls.functions)
     return out
 
 
