@@ -1,6 +1,7 @@
 """lowerkit::PolySoftmax as one kernel: the row's maximum, the exponentials, their sum, the quotients.
 
-Same arithmetic as the operator's body, except that 2^n is made by writing n into the exponent's bits.
+Same arithmetic as the operator's body, except that 2^n is made by writing n into the exponent's bits, and that
+it becomes 0 below 2^-126.5 instead of 2^-126. There is no branch, so that it runs on vectors.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from tvm import relax, te, tirx
 _LOG2E = 1.4426950408889634
 #: ln 2 in two parts, the first short enough that its product with an exponent is exact.
 _LN2_HIGH, _LN2_REST = 0.693359375, 2.12194440054690583e-4
-#: ln of the smallest normal float32; below it the exponential counts as 0.
-_CUTOFF = -87.33654475055310
+#: Here n is -127, of which the exponent's bits are 0: the exponential of this and of all below is 0.
+_FLOOR = -88.0
 
 
 def poly_softmax(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]) -> relax.Expr:
@@ -36,16 +37,16 @@ def poly_softmax(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: d
         largest = te.compute((rows,), lambda i: te.max(data[i, k], axis=k), name="largest")
 
         def exponential(i: tvm.ir.Expr, j: tvm.ir.Expr) -> tvm.ir.Expr:
-            z = data[i, j] - largest[i]
+            # With the constant on the left a NaN stays one; max keeps its right argument then.
+            z = tirx.max(f32(_FLOOR), data[i, j] - largest[i])
             n = tirx.nearbyint(z * f32(_LOG2E))
             r = z - n * f32(_LN2_HIGH) + n * f32(_LN2_REST)
             p = c[0]
             for power in range(1, degree + 1):
                 p = p * r + c[power]
-            # Clamped so that the conversion is defined for every input; those are 0 or NaN below.
-            exponent = tirx.max(n, f32(-126)).astype("int32")
-            scale = tirx.reinterpret("float32", (exponent + 127) << 23)
-            return tirx.Select(z < f32(_CUTOFF), f32(0), p * scale)
+            # n is clamped only so that the conversion of a NaN is defined; p is NaN then.
+            exponent = tirx.max(n, f32(-127)).astype("int32")
+            return p * tirx.reinterpret("float32", (exponent + 127) << 23)
 
         e = te.compute((rows, width), exponential, name="exponential")
         total = te.compute((rows,), lambda i: te.sum(e[i, m], axis=m), name="total")
