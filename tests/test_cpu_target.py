@@ -240,6 +240,15 @@ def test_threads_share_the_work_and_change_no_bit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(results[1], results[2])
 
 
+def test_an_artifact_compiled_in_the_place_of_another_is_the_one_that_runs(tmp_path: Path) -> None:
+    inputs = {"x": np.arange(3, dtype=np.float32)}
+    first = compiled(parse(HEADER + "g (float[3] x) => (float[3] y) { y = Neg(x) }"), tmp_path)
+    np.testing.assert_array_equal(first(inputs)["y"], -inputs["x"])
+    second = compiled(parse(HEADER + "g (float[3] x) => (float[3] y) { y = Add(x, x) }"), tmp_path)
+    np.testing.assert_array_equal(second(inputs)["y"], 2 * inputs["x"])
+    np.testing.assert_array_equal(first(inputs)["y"], -inputs["x"])
+
+
 def test_calls_from_many_threads_do_not_mix(mlp: Path) -> None:
     runner = CpuRunner(mlp, 2)
     inputs = [np.full((2, 24), value, np.float32) for value in range(8)]

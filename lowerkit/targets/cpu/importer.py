@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
     Raises:
         UnsupportedError: names the node.
     """
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports what it leaves unfolded
     InlinePass(lambda function: not (function.domain == DOMAIN and function.name in converters))(model)
     model.functions.clear()
     # Bodies hold constants in forms, and arithmetic on axes, that the front end does not take.

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Mapping
@@ -89,7 +90,12 @@ class CpuRunner:
         library = directory / LIBRARY
         if not library.is_file():
             raise ArtifactError(f"{library} is missing", hint="the artifact is incomplete; compile again")
-        self._vm = tvm_ffi.load_module(str(library.resolve()))["vm_load_executable"]()
+        # By a path of its own: the loader takes an equal path for the library that it has loaded already, even
+        # when an artifact was compiled again in its place.
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as unique:
+            link = Path(unique) / LIBRARY
+            link.symlink_to(library.resolve())
+            self._vm = tvm_ffi.load_module(str(link))["vm_load_executable"]()
         cpu, pooled_allocator = 1, 2
         self._vm["vm_initialization"](cpu, 0, pooled_allocator)
         self._main = self._vm["main"]
