@@ -77,7 +77,15 @@ class Worker:
     """A contender's process."""
 
     def __init__(self, contender: str, directory: Path, threads: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.cpu", "--worker", contender, str(directory), str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.cpu",
+            "--worker",
+            contender,
+            str(directory),
+            str(threads),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
 

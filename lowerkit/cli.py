@@ -258,8 +258,9 @@ def _options(threads: int | None, flags: list[str] | None) -> dict[str, Any]:
 def _show(as_json: bool, value: Any, table: Any) -> None:
     if as_json:
         typer.echo(json.dumps(tables.to_json(value), indent=2))
-    else:
-        Console().print(*table(value), sep="\n")
+        return
+    for part in table(value):
+        Console().print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
 
 
 @contextmanager
