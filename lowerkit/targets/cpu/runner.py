@@ -90,8 +90,8 @@ class CpuRunner:
         library = directory / LIBRARY
         if not library.is_file():
             raise ArtifactError(f"{library} is missing", hint="the artifact is incomplete; compile again")
-        # By a path of its own: the loader takes an equal path for the library that it has loaded already, even
-        # when an artifact was compiled again in its place.
+        # By a path of its own: the loader takes an equal path for the library that it has loaded already,
+        # even when an artifact was compiled again in its place.
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as unique:
             link = Path(unique) / LIBRARY
             link.symlink_to(library.resolve())

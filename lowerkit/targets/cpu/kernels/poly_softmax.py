@@ -1,7 +1,7 @@
 """lowerkit::PolySoftmax as one kernel: the row's maximum, the exponentials, their sum, the quotients.
 
-Same arithmetic as the operator's body, except that 2^n is made by writing n into the exponent's bits, and that
-it becomes 0 below 2^-126.5 instead of 2^-126. There is no branch, so that it runs on vectors.
+Same arithmetic as the operator's body, except that 2^n is made by writing n into the exponent's bits, and
+that it becomes 0 below 2^-126.5 instead of 2^-126. There is no branch, so that it runs on vectors.
 """
 
 from __future__ import annotations
