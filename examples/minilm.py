@@ -18,8 +18,8 @@ import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
 
-from examples.fetch import fetch
-from lowerkit import Artifact
+from examples.fetch import FetchError, fetch
+from lowerkit import Artifact, LowerkitError
 from lowerkit.numerics.metrics import pairwise_cosines, pearson, spearman
 from lowerkit.validate.samples import write_arrays
 
@@ -91,10 +91,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.write_data is None and arguments.artifact is None:
         sys.exit("minilm: give --write-data or --artifact")
-    if arguments.write_data is not None:
-        write_arrays(arguments.write_data, tokenise(documents()))
-    if arguments.artifact is not None:
-        Console().print(compare(arguments.artifact))
+    try:
+        if arguments.write_data is not None:
+            write_arrays(arguments.write_data, tokenise(documents()))
+        if arguments.artifact is not None:
+            Console().print(compare(arguments.artifact))
+    except (FetchError, LowerkitError) as error:
+        sys.exit(f"minilm: {error}")
 
 
 if __name__ == "__main__":

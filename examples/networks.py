@@ -115,12 +115,14 @@ class Block(nn.Module):
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         scores = q @ k.transpose(-1, -2) / math.sqrt(size // self.heads)
         mixed = self.spelling.softmax(scores) @ v
-        return self.out(mixed.transpose(1, 2).reshape(-1, tokens, size))
+        joined: Tensor = self.out(mixed.transpose(1, 2).reshape(-1, tokens, size))
+        return joined
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, size] to the same."""
         x = x + self.attention(self.norm1(x))
-        return x + self.down(self.spelling.gelu(self.up(self.norm2(x))))
+        change: Tensor = self.down(self.spelling.gelu(self.up(self.norm2(x))))
+        return x + change
 
 
 class Vit(nn.Module):
@@ -139,7 +141,8 @@ class Vit(nn.Module):
         x = self.patches(image).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x).mean(1))
+        logits: Tensor = self.head(self.norm(x).mean(1))
+        return logits
 
 
 class Mlp(nn.Module):
@@ -152,4 +155,5 @@ class Mlp(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
         x = self.hidden(image)
-        return self.head(x * x if self.square else torch.relu(x))
+        logits: Tensor = self.head(x * x if self.square else torch.relu(x))
+        return logits
