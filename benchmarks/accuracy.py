@@ -22,7 +22,7 @@ import lowerkit
 from benchmarks.models import MODELS, BenchmarkModel
 from benchmarks.tables import Column, markdown, rich_table
 from lowerkit.numerics.metrics import Error
-from lowerkit.validate.results import OutputResult
+from lowerkit.validation.results import OutputResult
 
 TITLE = "What lowering costs in accuracy"
 EXACT = {"softmax": "online", "gelu": "keep", "norm": "keep"}

@@ -12,7 +12,7 @@ from examples.fetch import fetch
 from examples.minilm import documents, tokenise
 from lowerkit import load
 from lowerkit.artifact import specs
-from lowerkit.validate.samples import read_samples, synthetic_samples, write_arrays
+from lowerkit.validation.samples import read_samples, synthetic_samples, write_arrays
 
 _EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Samples of a model that has no real data here.

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from lowerkit import Artifact, LowerkitError
 from lowerkit.artifact import ORIGINAL, TensorSpec
-from lowerkit.validate.samples import read_labels, read_samples
+from lowerkit.validation.samples import read_labels, read_samples
 
 DATA = Path(__file__).parent / "data"
 DATASETS = ("digits", "fashion")

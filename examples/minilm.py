@@ -21,7 +21,7 @@ from rich.table import Table
 from examples.fetch import FetchError, fetch
 from lowerkit import Artifact, LowerkitError
 from lowerkit.numerics.metrics import pairwise_cosines, pearson, spearman
-from lowerkit.validate.samples import write_arrays
+from lowerkit.validation.samples import write_arrays
 
 TOKENS = 128
 #: The model's output of token embeddings, [1, tokens, 384].

@@ -22,9 +22,9 @@ from lowerkit.pipeline import Progress, Stages
 from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
 from lowerkit.targets.base import Runner, Target, get_target
-from lowerkit.validate.results import Validation
-from lowerkit.validate.samples import read_labels, read_samples, write_arrays
-from lowerkit.validate.validate import validate as validate_models
+from lowerkit.validation.results import Validation
+from lowerkit.validation.samples import read_labels, read_samples, write_arrays
+from lowerkit.validation.validate import validate as validate_models
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -19,7 +19,7 @@ from lowerkit.graph.expand import expand
 from lowerkit.graph.load import upgrade
 from lowerkit.passes import registry
 from lowerkit.targets.base import Target
-from lowerkit.validate.samples import read_samples, synthetic_samples
+from lowerkit.validation.samples import read_samples, synthetic_samples
 
 #: Samples drawn when the user gives none.
 SYNTHETIC_SAMPLES = 8

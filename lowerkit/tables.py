@@ -17,13 +17,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lowerkit.artifact import Artifact
     from lowerkit.graph.inspect import Inspection, NonLinearity
-    from lowerkit.validate.results import Validation
+    from lowerkit.validation.results import Validation
 
 
 def to_json(value: Any) -> Any:
     """`value` in JSON's types: dataclasses as objects, non-finite floats as strings."""
     from lowerkit.artifact import Artifact
-    from lowerkit.validate.results import Validation
+    from lowerkit.validation.results import Validation
 
     if isinstance(value, Artifact):
         return {"directory": str(value.directory), **value.manifest}

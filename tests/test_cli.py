@@ -308,3 +308,13 @@ def test_importing_is_light() -> None:
     code = f"import sys, lowerkit; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_public_names_survive_their_own_imports() -> None:
+    """A submodule of the name of a function would take its place once imported."""
+    import lowerkit
+
+    for _ in range(2):
+        for name in lowerkit.__all__:
+            assert getattr(lowerkit, name) is not None
+        assert all(callable(f) for f in (lowerkit.load, lowerkit.inspect, lowerkit.compile, lowerkit.validate))

@@ -17,7 +17,7 @@ from lowerkit.plan import Choice, Plan
 from lowerkit.report.plots import layer_plot, scatter_plot
 from lowerkit.report.summary import number, percent, summary_lines
 from lowerkit.report.write import write_report
-from lowerkit.validate.results import (
+from lowerkit.validation.results import (
     Agreement,
     Arrows,
     ChoiceResult,

@@ -22,12 +22,12 @@ from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.plan import Choice, Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import Runner, get_target
-from lowerkit.validate import layers as layers_module
-from lowerkit.validate.layers import by_bytes, spread
-from lowerkit.validate.outputs import OutputMeter, meters
-from lowerkit.validate.results import Validation
-from lowerkit.validate.samples import Samples, read_labels, read_samples, synthetic_samples
-from lowerkit.validate.validate import validate
+from lowerkit.validation import layers as layers_module
+from lowerkit.validation.layers import by_bytes, spread
+from lowerkit.validation.outputs import OutputMeter, meters
+from lowerkit.validation.results import Validation
+from lowerkit.validation.samples import Samples, read_labels, read_samples, synthetic_samples
+from lowerkit.validation.validate import validate
 
 SPECS = [TensorSpec("x", "float32", (2, 3)), TensorSpec("ids", "int64", (1, 4))]
 

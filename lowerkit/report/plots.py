@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lowerkit.report.summary import number
-from lowerkit.validate.results import LayerResult, OutputResult
+from lowerkit.validation.results import LayerResult, OutputResult
 
 #: Drawn in this colour, then turned into the page's own text colour.
 _INK = "#010203"

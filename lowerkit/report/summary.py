@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lowerkit.validate.results import (
+from lowerkit.validation.results import (
     Agreement,
     Arrows,
     ChoiceResult,

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lowerkit.plan import Plan
 from lowerkit.report.plots import layer_plot, scatter_plot
 from lowerkit.report.summary import number, percent, summary_lines
-from lowerkit.validate.results import Validation
+from lowerkit.validation.results import Validation
 
 #: Float outputs that get a scatter plot, in graph order.
 MAX_SCATTERS = 6

@@ -17,10 +17,10 @@ from lowerkit.errors import DataError
 from lowerkit.plan import Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import Runner
-from lowerkit.validate.choices import compare_choices
-from lowerkit.validate.layers import Probe, compare_layers
-from lowerkit.validate.outputs import meters
-from lowerkit.validate.results import OutputResult, Validation
+from lowerkit.validation.choices import compare_choices
+from lowerkit.validation.layers import Probe, compare_layers
+from lowerkit.validation.outputs import meters
+from lowerkit.validation.results import OutputResult, Validation
 
 __all__ = ["LAYER_SAMPLES", "Validation", "validate"]
 

@@ -15,8 +15,8 @@ from lowerkit.passes.base import Method
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.reference import Reference
-from lowerkit.validate.layers import TAP_BYTES, by_bytes, value_bytes
-from lowerkit.validate.results import ChoiceResult
+from lowerkit.validation.layers import TAP_BYTES, by_bytes, value_bytes
+from lowerkit.validation.results import ChoiceResult
 
 
 @dataclass

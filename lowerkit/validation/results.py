@@ -146,7 +146,7 @@ class Validation:
         samples: number of samples of the end-to-end comparison.
         layer_samples: number of samples, from the first on, of the comparison by layer and by choice.
         synthetic: whether the samples were made up rather than given.
-        layers: in graph order; at most `lowerkit.validate.layers.MAX_LAYERS`.
+        layers: in graph order; at most `lowerkit.validation.layers.MAX_LAYERS`.
         layers_left_out: layers that the two graphs share beyond those.
         choices: in the plan's order.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from lowerkit.artifact import TensorSpec
 from lowerkit.errors import DataError
 from lowerkit.numerics.metrics import ErrorStats, pairwise_cosines, row_cosines, spearman, top1
-from lowerkit.validate.results import Agreement, Arrows, OutputResult, Similarity
+from lowerkit.validation.results import Agreement, Arrows, OutputResult, Similarity
 
 #: Elements kept for the scatter plot of one output, over all samples.
 POINTS = 512

@@ -15,7 +15,7 @@ from lowerkit.numerics.metrics import ErrorStats
 from lowerkit.plan import Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import Runner
-from lowerkit.validate.results import Arrows, LayerResult
+from lowerkit.validation.results import Arrows, LayerResult
 
 #: Layers measured at most. Planned nodes come first; what room they leave goes to the others.
 MAX_LAYERS = 64
