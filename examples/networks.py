@@ -38,7 +38,7 @@ class PowerSoftmax(nn.Module):
     """Attention weights (x/c)^p / (eps + sum (x/c)^p), p even: no exponential, no maximum.
 
     The stable, scaled form of Zimerman et al., Power-Softmax: Towards Secure LLM Inference over Encrypted
-    Data (2024), section 4. The scale c is a constant: encrypted data has no maximum to divide by.
+    Data (2024, arXiv 2410.09457). The scale c is a constant: encrypted data has no maximum to divide by.
     """
 
     def __init__(self, power: int = 2, scale: float = 4.0, epsilon: float = 1e-3) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +51,12 @@ def test_load_reads_what_was_written(made: Path) -> None:
     assert [(spec.name, spec.dtype, spec.shape) for spec in artifact.inputs] == [("x", "float32", (2, 3))]
     assert [spec.name for spec in artifact.outputs] == ["y"]
     assert [node.op_type for node in artifact.model().graph] == ["Relu"]
-    assert set(artifact.manifest["files"]) == {"original.onnx", "lowered.onnx", "plan.toml", "sub/weights.bin"}
+    assert set(artifact.manifest["files"]) == {
+        "original.onnx",
+        "lowered.onnx",
+        "plan.toml",
+        "sub/weights.bin",
+    }
 
 
 def test_same_content_gives_the_same_manifest(tmp_path: Path, made: Path) -> None:
@@ -103,9 +107,13 @@ def test_rewriting_the_report_keeps_the_artifact_valid(made: Path) -> None:
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), staging(tmp_path / "a" / "b" / "out", force=False) as directory:
-        (directory / "half").write_text("written")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with staging(tmp_path / "a" / "b" / "out", force=False) as directory:
+            (directory / "half").write_text("written")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,7 +147,7 @@ def test_unwritable_output(tmp_path: Path) -> None:
 
 
 def test_artifact_is_readable_by_others(made: Path) -> None:
-    assert os.stat(made).st_mode & 0o055 == 0o055
+    assert made.stat().st_mode & 0o055 == 0o055
 
 
 def test_specs_use_numpy_dtype_names() -> None:

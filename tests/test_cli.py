@@ -317,4 +317,5 @@ def test_public_names_survive_their_own_imports() -> None:
     for _ in range(2):
         for name in lowerkit.__all__:
             assert getattr(lowerkit, name) is not None
-        assert all(callable(f) for f in (lowerkit.load, lowerkit.inspect, lowerkit.compile, lowerkit.validate))
+        doors = (lowerkit.load, lowerkit.inspect, lowerkit.compile, lowerkit.validate)
+        assert all(callable(door) for door in doors)

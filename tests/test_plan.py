@@ -47,7 +47,7 @@ def test_round_trip_is_exact(nodes: dict[str, dict[str, object]], target_options
     ],
 )
 def test_refusals_say_what_is_wrong(text: str, words: str) -> None:
-    with pytest.raises(PlanError, match="(?s).*") as caught:
+    with pytest.raises(PlanError) as caught:
         Plan.from_toml(text, "p.toml")
     assert words in str(caught.value)
     assert "p.toml" in str(caught.value)
