@@ -120,27 +120,39 @@ def _expand_attention(model: ir.Model, node: ir.Node) -> None:
     key = make("key", "Transpose", k, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = make("scores", "MatMul", scaled, key)
     tokens, keys = q_shape[-2], k_shape[-2]
-    if node.attributes.get_int("is_causal", 0):
-        causal = np.where(np.tri(tokens, keys, dtype=bool), 0, -np.inf).astype(dtype)
-        scores = make("causal", "Add", scores, make.constant("causal_mask", causal))
-    if mask is not None:
-        widening = mask.producer()
-        if widening is not None and widening.op_type == "Expand" and widening.inputs[0] is not None:
-            mask = widening.inputs[0]  # Add broadcasts
-        if mask.dtype == ir.DataType.BOOL:
-            zero, low = (
-                make.constant("zero", np.array(0, dtype)),
-                make.constant("low", np.array(-np.inf, dtype)),
-            )
-            mask = make("mask", "Where", mask, zero, low)
-        scores = make("masked", "Add", scores, mask)
-    weights = make("softmax", "Softmax", scores, axis=-1)
+    causal = np.tri(tokens, keys, dtype=bool) if node.attributes.get_int("is_causal", 0) else None
+    if mask is not None and mask.dtype == ir.DataType.BOOL:
+        weights = _masked_softmax(make, scores, mask, causal, dtype)
+    else:
+        if causal is not None:
+            hidden = np.where(causal, 0, -np.inf).astype(dtype)
+            scores = make("causal", "Add", scores, make.constant("causal_mask", hidden))
+        if mask is not None:
+            widening = mask.producer()
+            if widening is not None and widening.op_type == "Expand" and widening.inputs[0] is not None:
+                mask = widening.inputs[0]  # Add broadcasts
+            scores = make("masked", "Add", scores, mask)
+        weights = make("softmax", "Softmax", scores, axis=-1)
     result = make("output", "MatMul", weights, v)
     if flat and heads != (1, 1):
         joined = make("heads", "Transpose", result, perm=[0, 2, 1, 3])
         shape = np.array([q_shape[0], tokens, heads[0] * v_shape[-1]], np.int64)
         result = make("join", "Reshape", joined, make.constant("join_shape", shape))
     make.replace(result)
+
+
+def _masked_softmax(
+    make: _Builder, scores: ir.Value, mask: ir.Value, causal: np.ndarray | None, dtype: np.dtype
+) -> ir.Value:
+    """Softmax over the keys that a boolean mask lets through; a query that sees none gets weights of 0."""
+    if causal is not None:
+        mask = make("visible", "And", mask, make.constant("causal_mask", causal))
+    zero, low = make.constant("zero", np.array(0, dtype)), make.constant("low", np.array(-np.inf, dtype))
+    hidden = make("hidden", "Where", mask, zero, low)
+    softmax = make("softmax", "Softmax", make("masked", "Add", scores, hidden), axis=-1)
+    last = make.constant("last_axis", np.array([-1], np.int64))
+    count = make("count", "ReduceMax", make("counted", "Cast", mask, to=ir.DataType.INT32.value), last)
+    return make("weights", "Where", make("any", "Cast", count, to=ir.DataType.BOOL.value), softmax, zero)
 
 
 def _split_heads(make: _Builder, what: str, x: ir.Value, count: int, shape: tuple[int, ...]) -> ir.Value:

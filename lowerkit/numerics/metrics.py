@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import stats
 
-
 #: Elements compared at a time: temporaries that stay in the processor's cache.
 _CHUNK = 1 << 14
 
