@@ -79,9 +79,20 @@ class FuseGelu(_Gate):
 
 @dataclass(frozen=True)
 class FuseSilu(_Gate):
-    """x sigmoid(x) is SiLU. x sigmoid(1.702 x), the quick GELU, is not."""
+    """x sigmoid(x), also as x / (1 + exp(-x)), is SiLU. x sigmoid(1.702 x), the quick GELU, is not."""
 
     name: ClassVar[str] = "fuse-silu"
+
+    def match(self, root: ir.Node, formula: Formula) -> Found | None:
+        """See the class."""
+        trial = Formula(dict(formula.nodes))
+        coefficient, powers = trial.product(root.outputs[0])
+        if coefficient == 1 and sorted(powers.values()) == [-1.0, 1.0]:
+            x, denominator = sorted(powers, key=lambda value: -powers[value])
+            if _logistic_argument(trial, denominator) is x and shape_of(x) == shape_of(root.outputs[0]):
+                formula.nodes.update(trial.nodes)
+                return Found("Silu", [x], function=Silu)
+        return super().match(root, formula)
 
     def gate(self, x: ir.Value, gate: ir.Value, coefficient: float, formula: Formula) -> Found | None:
         """The gate is Sigmoid of x itself."""
@@ -174,16 +185,20 @@ class FuseSigmoid(Fusion):
         coefficient, powers = formula.product(root.outputs[0])
         if coefficient != 1 or list(powers.values()) != [-1.0]:
             return None
-        offset, weights = formula.weighted_sum(next(iter(powers)))
-        if offset != 1 or list(weights.values()) != [1.0]:
-            return None
-        exponent = formula.argument(next(iter(weights)), "Exp")
-        if exponent is None:
-            return None
-        factor, inner = formula.product(exponent)
-        if factor != -1 or list(inner.values()) != [1.0]:
-            return None
-        return Found("Sigmoid", list(inner))
+        x = _logistic_argument(formula, next(iter(powers)))
+        return Found("Sigmoid", [x]) if x is not None else None
+
+
+def _logistic_argument(formula: Formula, value: ir.Value) -> ir.Value | None:
+    """x when `value` is 1 + exp(-x), else None."""
+    offset, weights = formula.weighted_sum(value)
+    if offset != 1 or list(weights.values()) != [1.0]:
+        return None
+    exponent = formula.argument(next(iter(weights)), "Exp")
+    if exponent is None:
+        return None
+    factor, inner = formula.product(exponent)
+    return next(iter(inner)) if factor == -1 and list(inner.values()) == [1.0] else None
 
 
 def clipped_to_six(formula: Formula, value: ir.Value) -> ir.Value | None:

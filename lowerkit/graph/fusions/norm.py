@@ -40,7 +40,10 @@ class FuseLayerNorm(Fusion):
             if centred is None or len(scale) > 1:
                 continue
             x, axes = centred
-            epsilon = mean_square_epsilon(trial, variance[0], deviation, axes)
+            squared = _deviation_in(trial, variance[0])  # x - mean may be there twice
+            if squared is None or centred_input(trial, squared) != centred:
+                continue
+            epsilon = mean_square_epsilon(trial, variance[0], squared, axes)
             weight = scale_input(x, axes, scale[0] if scale else None)
             if epsilon is not None and weight is not None:
                 formula.nodes.update(trial.nodes)
