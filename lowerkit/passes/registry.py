@@ -20,7 +20,7 @@ KEEP = "keep"
 
 @functools.cache
 def methods() -> dict[tuple[str, str], type[Method]]:
-    """Every known method by (family, name), in a stable order."""
+    """Every known method by (family, name), in a stable order. Raises PlanError when two share a name."""
     for folder in FOLDERS:
         package = importlib.import_module(f"{passes.__name__}.{folder}")
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -30,6 +30,8 @@ def methods() -> dict[tuple[str, str], type[Method]]:
     found: dict[tuple[str, str], type[Method]] = {}
     for cls in _subclasses(Method):  # type: ignore[type-abstract]
         if "name" in cls.__dict__:
+            if (cls.family, cls.name) in found:
+                raise PlanError(f"two {cls.family} methods are called '{cls.name}'", hint="rename one")
             found[cls.family, cls.name] = cls
     return dict(sorted(found.items()))
 

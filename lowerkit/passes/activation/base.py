@@ -12,9 +12,9 @@ from scipy.special import erfc
 
 from lowerkit.passes.base import Method
 
-#: A bound of |g''| for both bumps. For the erf form g'' = phi(a) (a^2 - 2), at most 2 phi(0) = 0.798; the
-#: tanh form's is within 0.01 of it.
-BUMP_CURVATURE = 1.0
+#: A bound of |g''| for both bumps. For the erf form g'' = phi(a) (a^2 - 2), largest at 0: sqrt(2 / pi), which
+#: is 0.7979; the tanh form has the same value there and nowhere a larger one.
+BUMP_CURVATURE = 0.798
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class GeluMethod(Method):
     def attributes(self, node: ir.Node) -> dict[str, int | float]:
         """None: the form of the GELU is in the table or the coefficients."""
         return {}
+
+    def refuses(self, node: ir.Node) -> str | None:
+        """Scalars: tables and coefficients are vectors, which would give a scalar an axis."""
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        return "needs an input with at least one axis" if shape is not None and len(shape) == 0 else None
 
 
 def is_tanh(node: ir.Node) -> bool:

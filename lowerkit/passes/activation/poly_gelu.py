@@ -28,7 +28,8 @@ def PolyGelu(X, coefficients, limit: float = 5.0):  # type: ignore[no-untyped-de
     c12, c11, c10, c9, c8, c7, c6, c5, c4, c3, c2, c1, c0 = op.Split(coefficients, num_outputs=13)
     p = ((((((c12 * t + c11) * t + c10) * t + c9) * t + c8) * t + c7) * t + c6) * t
     p = ((((((p + c5) * t + c4) * t + c3) * t + c2) * t + c1) * t) + c0
-    return op.Max(X, op.CastLike(0.0, X)) - p
+    # A maximum would lose NaN on hardware where max(NaN, 0) is 0.
+    return op.Where(X < 0.0, op.CastLike(0.0, X), X) - p
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class PolyGeluMethod(GeluMethod):
     The argument is mapped to t = 2 min(|x|, limit) / limit - 1 in [-1, 1], where the coefficients are small
     and Horner's scheme is stable. On |x| <= limit the error is the polynomial's, certified; beyond, the
     polynomial holds its value at the limit, which adds at most g(limit).
+
+    NaN gives NaN and +inf gives +inf. At -inf, where the formula of Gelu gives -inf * 0 = NaN, the result is
+    that of any x below -limit, within the bound of 0.
     """
 
     degree: int = 11
@@ -70,7 +74,7 @@ class PolyGeluMethod(GeluMethod):
         """The larger of the two forms' bounds."""
         worst = max(self.polynomial(tanh).error for tanh in (False, True))
         tail = max(float(bump(np.array([self.limit]), tanh)[0]) for tanh in (False, True))
-        return Bound(worst + tail, "absolute", "all x", Evidence.PROVED)
+        return Bound(worst + tail, "absolute", "all finite x", Evidence.PROVED)
 
     def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
         """Thirteen coefficients, highest power first."""

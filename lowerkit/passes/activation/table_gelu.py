@@ -26,7 +26,9 @@ def TableGelu(X, table, limit: float = 6.0):  # type: ignore[no-untyped-def]
     index = op.Max(op.Min(op.Cast(op.Floor(position), to=7), segments - 1), 0)
     left = op.Gather(table, index)
     step = op.Gather(table, index + 1) - left
-    return op.Max(X, op.CastLike(0.0, X)) - (left + (position - op.CastLike(index, X)) * step)
+    # A maximum would lose NaN on hardware where max(NaN, 0) is 0.
+    relu = op.Where(X < 0.0, op.CastLike(0.0, X), X)
+    return relu - (left + (position - op.CastLike(index, X)) * step)
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,13 @@ class TableGeluMethod(GeluMethod):
     """GELU(x) = max(x, 0) - g(|x|) with g, a smooth bump, read from a table with linear interpolation.
 
     The table has `segments` equal steps h = limit / segments over [0, limit]; beyond it the last entry holds.
-    Linear interpolation errs by at most h^2/8 max|g''|, and |g''| <= 2 phi(0) = 0.798 (for the erf form,
-    g'' = phi(a) (a^2 - 2)), beyond the limit by at most g(limit), and entries rounded to float32 add
-    2^-24 g. The error is the same on both sides of zero, and exactly 0 at 0.
+    Linear interpolation errs by at most h^2/8 max|g''| with |g''| <= 2 phi(0) = 0.798, and entries rounded to
+    float32 add at most the largest of their roundings. Beyond the limit, where 0 <= g(|x|) <= g(limit), the
+    last entry errs by at most g(limit) and its rounding. The error is the same on both sides of zero, and
+    exactly 0 at 0.
+
+    NaN gives NaN and +inf gives +inf. At -inf, where the formula of Gelu gives -inf * 0 = NaN, the result is
+    that of any x below -limit: -g(limit), a number near 0.
     """
 
     segments: int = 256
@@ -67,9 +73,9 @@ class TableGeluMethod(GeluMethod):
 
     def bound(self) -> Bound:
         """The larger of the two forms' bounds."""
-        worst = max(self.table(tanh).error for tanh in (False, True))
-        tail = max(float(bump(np.array([self.limit]), tanh)[0]) for tanh in (False, True))
-        return Bound(worst + tail, "absolute", "all x", Evidence.PROVED)
+        inside = max(self.table(tanh).error for tanh in (False, True))
+        beyond = max(float(bump(np.array([self.limit]), tanh)[0]) for tanh in (False, True))
+        return Bound(max(inside, beyond * (1 + 2.0**-24)), "absolute", "all finite x", Evidence.PROVED)
 
     def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
         """The table of the node's form: float32, `segments` + 1 entries."""

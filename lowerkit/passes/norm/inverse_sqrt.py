@@ -17,7 +17,7 @@ from lowerkit.numerics.polynomial import Polynomial, minimax
 from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes.base import Bound, Contract, Evidence, Method
 
-#: Normal float32 numbers; v is held inside, so that powers of four stay finite.
+#: The range of normal float32 numbers.
 SMALLEST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 #: The mantissa's range [1, 4], and what rounding of a logarithm at its ends may add.
 LOW, HIGH = 0.999, 4.004
@@ -33,14 +33,14 @@ def InverseSqrtLayerNorm(X, Scale, Bias, start, axis: int = -1, epsilon: float =
     axes = op.Range(op.Constant(value_int=axis), 0, 1)
     deviation = X - op.ReduceMean(X, axes)
     v = op.ReduceMean(deviation * deviation, axes) + op.CastLike(op.Constant(value_float=epsilon), X)
-    v = op.Clip(v, op.CastLike(1.1754943508222875e-38, X), op.CastLike(3.4028234663852886e38, X))
     e = op.Floor(op.Log(v) * 0.7213475204444817)
     m = v * op.Pow(op.CastLike(4.0, X), op.Neg(e))
     s3, s2, s1, s0 = op.Split(start, num_outputs=4)
     y0 = ((s3 * m + s2) * m + s1) * m + s0
     y1 = y0 * (1.5 - 0.5 * m * y0 * y0)
     y2 = y1 * (1.5 - 0.5 * m * y1 * y1)
-    return deviation * (y2 * op.Pow(op.CastLike(2.0, X), op.Neg(e))) * Scale + Bias
+    y = op.Where(v > 3.4028234663852886e38, op.CastLike(0.0, X), y2 * op.Pow(op.CastLike(2.0, X), op.Neg(e)))
+    return deviation * y * Scale + Bias
 
 
 @script(LOWERKIT, default_opset=op)
@@ -48,14 +48,14 @@ def InverseSqrtRMSNorm(X, Scale, start, axis: int = -1, epsilon: float = 1e-5): 
     """x y scale; y is the inverse square root of the mean square plus epsilon."""
     axes = op.Range(op.Constant(value_int=axis), 0, 1)
     v = op.ReduceMean(X * X, axes) + op.CastLike(op.Constant(value_float=epsilon), X)
-    v = op.Clip(v, op.CastLike(1.1754943508222875e-38, X), op.CastLike(3.4028234663852886e38, X))
     e = op.Floor(op.Log(v) * 0.7213475204444817)
     m = v * op.Pow(op.CastLike(4.0, X), op.Neg(e))
     s3, s2, s1, s0 = op.Split(start, num_outputs=4)
     y0 = ((s3 * m + s2) * m + s1) * m + s0
     y1 = y0 * (1.5 - 0.5 * m * y0 * y0)
     y2 = y1 * (1.5 - 0.5 * m * y1 * y1)
-    return X * (y2 * op.Pow(op.CastLike(2.0, X), op.Neg(e))) * Scale
+    y = op.Where(v > 3.4028234663852886e38, op.CastLike(0.0, X), y2 * op.Pow(op.CastLike(2.0, X), op.Neg(e)))
+    return X * y * Scale
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class InverseSqrt(Method):
     so that after two steps the relative error is at most f(f(eps0)), f(t) = (3 t^2 + t^3) / 2. The
     normalised value before the bias has exactly that relative error.
 
-    v is held between 2^-126 and the largest float32: below, for a constant row with epsilon 0, the result
-    is the bias, where LayerNormalization divides 0 by 0; above, the variance has overflowed.
+    epsilon must be at least 2^-126, so that v is a normal number also for a constant row, whose result is
+    the bias. Where v overflows float32 the inverse square root is 0, as it is in the standard operators;
+    NaN and infinite elements give NaN as there, and rows so large that their sum overflows may too.
     """
 
     degree: int = 2
@@ -108,13 +109,23 @@ class InverseSqrt(Method):
         error = self.start().error
         for _ in range(2):
             error = (3 * error**2 + error**3) / 2
-        domain = "2^-126 <= variance + epsilon < 2^128; relative to the result without bias"
+        domain = "rows whose sum of squares is below 2^128; relative to the result without bias"
         return Bound(error, "relative", domain, Evidence.PROVED)
 
+    def refuses(self, node: ir.Node) -> str | None:
+        """Too small an epsilon, and an input of unknown rank."""
+        if self.attributes(node)["epsilon"] < SMALLEST:
+            return "needs an epsilon of at least 2^-126"
+        if node.inputs[0] is None or node.inputs[0].shape is None:
+            return "needs an input of known rank"
+        return None
+
     def outside(self, stats: TensorStats) -> str | None:
-        """Rows whose variance overflows float32."""
-        if stats.row_variance[1] > LARGEST:
-            return f"a row's variance reaches {stats.row_variance[1]:.2g}, beyond float32"
+        """Rows, taken over the last axis, whose sum of squares may overflow float32."""
+        size = 1 if stats.channel_min is None else stats.channel_min.size
+        largest = max(abs(stats.minimum), abs(stats.maximum)) if stats.count else 0.0
+        if size * largest**2 > LARGEST:
+            return f"values reach {largest:.2g}, and a row's sum of squares may leave float32"
         return None
 
     def inputs(self, model: ir.Model, node: ir.Node) -> list[ir.Value | None]:
@@ -142,16 +153,16 @@ class InverseSqrt(Method):
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """See `Method.evaluate`: without scale and bias; `rms=True` for RMSNorm, `epsilon` as in the node."""
         x = np.asarray(x, np.float64)
-        if not attributes.get("rms"):
-            x = x - x.mean(axis=-1, keepdims=True)
-        v = (x * x).mean(axis=-1, keepdims=True) + attributes.get("epsilon", 1e-5)
-        v = np.clip(v, SMALLEST, LARGEST)
-        e = np.floor(np.log2(v) / 2)
-        m = v * np.exp2(-2 * e)
-        y = self.start()(m)
-        for _ in range(2):
-            y = y * (1.5 - 0.5 * m * y * y)
-        result: np.ndarray = x * y * np.exp2(-e)
+        with np.errstate(invalid="ignore"):
+            if not attributes.get("rms"):
+                x = x - x.mean(axis=-1, keepdims=True)
+            v = (x * x).mean(axis=-1, keepdims=True) + attributes.get("epsilon", 1e-5)
+            e = np.floor(np.log2(v) / 2)
+            m = v * np.exp2(-2 * e)
+            y = self.start()(m)
+            for _ in range(2):
+                y = y * (1.5 - 0.5 * m * y * y)
+            result: np.ndarray = x * np.where(v > LARGEST, 0.0, y * np.exp2(-e))
         return result
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 from onnxscript import OnnxFunction, script
 
 from lowerkit.graph.domain import LOWERKIT, op
@@ -15,6 +16,8 @@ from lowerkit.passes.base import Bound, Contract, Evidence
 from lowerkit.passes.softmax.base import SoftmaxMethod
 
 LOG2E, LN2 = math.log2(math.e), math.log(2.0)
+#: A float attribute would round ln 2 to float32, and thereby the base of every power of two.
+LN2_TENSOR = onnx.helper.make_tensor("ln2", onnx.TensorProto.DOUBLE, [], [LN2])
 
 
 @script(LOWERKIT, default_opset=op)
@@ -22,7 +25,7 @@ def TwoPassSoftmax(X, axis: int = -1):  # type: ignore[no-untyped-def]
     """m_i 2^(n_i - N) / sum_j m_j 2^(n_j - N), where exp(x) = m 2^n and N is the largest n."""
     axes = op.Unsqueeze(op.Constant(value_int=axis), op.Constant(value_ints=[0]))
     x = op.Cast(X, to=11)
-    ln2 = op.Cast(op.Constant(value_float=0.6931471805599453), to=11)
+    ln2 = op.Constant(value=LN2_TENSOR)
     n = op.Round(x / ln2)
     # A float so large that its remainder is lost is far from every other float: any remainder will do.
     r = op.Where(
