@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from helpers import canonical, difference, feeds, operators, parse
 
+from lowerkit.graph.canonicalise import canonicalise
+from lowerkit.graph.load import upgrade
 from lowerkit.reference import Reference
 
 HEAD = "(float[2,3,4] x) => (float[2,3,4] y) <int64[1] a = {AXIS}, float one = {1.0}>"
@@ -40,8 +42,6 @@ def test_axes_as_an_attribute() -> None:
         { m = ReduceMax<axes = [1]>(x) z = Sub(x, m) e = Exp(z) s = ReduceSum(e, a) y = Div(e, s) }""",
         opset=17,
     )
-    from lowerkit.graph.load import upgrade
-
     upgrade(model)
     result = canonical(model)
     assert operators(result) == {"Softmax": 1}
@@ -53,8 +53,6 @@ def test_no_overflow_where_the_spelled_form_had_one() -> None:
     model = parse(f"{HEAD.replace('AXIS', '-1')} {{ {SPELLINGS['plain']} }}")
     inputs = {"x": np.full((2, 3, 4), 100, np.float32)}
     assert np.isnan(Reference(model)(inputs)["y"]).all()
-    from lowerkit.graph.canonicalise import canonicalise
-
     np.testing.assert_allclose(Reference(canonicalise(model))(inputs)["y"], 0.25)
 
 

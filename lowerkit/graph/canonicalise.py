@@ -190,6 +190,7 @@ def canonicalise(model: ir.Model, dump: Callable[[str, ir.Model], None] | None =
             "canonical" at the end.
     """
     canonical = model.clone()
+    _own_constants(canonical)
     for step in PASSES:
         changed = step(canonical)
         if dump is not None and changed:
@@ -197,6 +198,17 @@ def canonicalise(model: ir.Model, dump: Callable[[str, ir.Model], None] | None =
     if dump is not None:
         dump("canonical", canonical)
     return canonical
+
+
+def _own_constants(model: ir.Model) -> None:
+    """A clone shares tensors with its original, and passes name those of Constant nodes anew."""
+    for node in model.graph.all_nodes():
+        attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+        if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+            tensor = attribute.as_tensor()
+            if tensor.dtype != ir.DataType.STRING:
+                copy = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+                node.attributes["value"] = ir.AttrTensor("value", copy)
 
 
 def _become_constant(model: ir.Model, value: ir.Value, array: np.ndarray) -> None:

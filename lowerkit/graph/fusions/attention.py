@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.graph.fusions.algebra import Formula, shape_of
+from lowerkit.graph.fusions.algebra import Formula, constant, shape_of
 from lowerkit.graph.fusions.base import Found, Fusion
 from lowerkit.graph.weights import initializer
 
@@ -21,6 +21,10 @@ class FuseAttention(Fusion):
     The scale may stand on Q, on K, on their product or on several of them. The mask is additive. Weights
     that are guarded against NaN, or masked by Where, stay as they are: a fully masked row of those is
     not what Attention makes of it. The same on [batch, tokens, size] is Attention with one head.
+
+    A row whose mask is the lowest number or -inf throughout is uniform or NaN in Softmax, and in ONNX's
+    definition of Attention; onnxruntime's kernel gives 0. A constant mask with such a row is not fused; of
+    a computed one `lowerkit.graph.expand` keeps the meaning.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -51,7 +55,8 @@ class FuseAttention(Fusion):
         if transpose is None or transpose.inputs[0] is None:
             return None
         k, before = _untransposed(transpose, transposed)
-        scale = coefficient * left_scale * right_scale
+        key_scale, k = _scaled(formula, k) if not before else (1.0, k)
+        scale = coefficient * left_scale * right_scale * key_scale
         if scale <= 0 or not _fits(q, k, v, mask, len(shape)):
             return None
         attributes: dict[str, float | int] = {"scale": scale}
@@ -134,4 +139,7 @@ def _fits(q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, rank: in
     mask_shape = shape_of(mask)
     # With one head the batch of a 3-D product is the batch of Attention, so a mask may not vary over it.
     most = 4 if rank == 4 else 2
+    known = constant(mask)
+    if known is not None and (known <= np.finfo(np.float32).min).all(axis=-1).any():
+        return False
     return mask_shape is not None and mask.dtype == q.dtype and 2 <= len(mask_shape) <= most
