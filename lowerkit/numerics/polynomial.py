@@ -67,15 +67,19 @@ def minimax(
     target = values * weights
     reference = np.round(np.linspace(0, len(grid) - 1, degree + 2)).astype(int)
     signs = (-1.0) ** np.arange(degree + 2)
+    best, smallest = np.zeros(degree + 1), np.inf
     for _ in range(100):
         system = np.column_stack([basis[reference], signs])
         solution = np.linalg.solve(system, target[reference])
         error = basis @ solution[:-1] - target
+        # Once rounding is all that is left of the error, exchanges only add to it.
+        if (largest := float(np.abs(error).max())) < smallest:
+            best, smallest = solution[:-1], largest
         exchanged = _alternating_extrema(error, degree + 2)
         if exchanged is None or np.array_equal(exchanged, reference):
             break
         reference = exchanged
-    in_unit = chebyshev.cheb2poly(solution[:-1])
+    in_unit = chebyshev.cheb2poly(best)
     scale, shift = 2 / (high - low), -(high + low) / (high - low)
     monomial = np.zeros(1)
     for coefficient in in_unit[::-1]:
@@ -86,7 +90,7 @@ def minimax(
 
 def _alternating_extrema(error: np.ndarray, count: int) -> np.ndarray | None:
     """Indices of `count` extrema of alternating sign, the largest such window; None when there are fewer."""
-    changes = np.flatnonzero(np.diff(np.sign(error)) != 0) + 1
+    changes = np.flatnonzero(np.diff(error > 0)) + 1
     runs = np.split(np.arange(len(error)), changes)
     extrema = np.array([run[np.argmax(np.abs(error[run]))] for run in runs])
     if len(extrema) < count:
