@@ -19,8 +19,8 @@ from lowerkit.reference import Reference
 
 __all__ = ["load_model", "upgrade"]
 
-#: An IR version that every supported onnxruntime loads; nothing in a file of a later one is lost by the label,
-#: and an opset that needs a later one gets it.
+#: An IR version that every supported onnxruntime loads. Nothing in a file of a later one is lost by the label;
+#: an opset that needs a later one gets it.
 _NEWEST_IR = 10
 #: Operators that multiply or normalise by their weights, where an infinity makes every result inf or NaN.
 _WEIGHTED = frozenset(
