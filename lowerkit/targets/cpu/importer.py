@@ -24,7 +24,9 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.canonicalise import FoldConstants
 from lowerkit.graph.domain import DOMAIN, describe_node
+from lowerkit.graph.shapes import infer_shapes
 from lowerkit.targets.cpu import support
+from lowerkit.targets.cpu.decompose import decompose
 
 #: (block builder, inputs, attributes) -> value, or None to leave the node to the front end.
 Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr | None]
@@ -41,14 +43,15 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
         UnsupportedError: names the node.
     """
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports what it leaves unfolded
-    InlinePass(lambda function: not (function.domain == DOMAIN and function.name in converters))(model)
+    inline = InlinePass(lambda function: not (function.domain == DOMAIN and function.name in converters))
+    if inline(model).modified:
+        infer_shapes(model)  # of what bodies compute
+    _check(model, converters)
+    decompose(model)
     model.functions.clear()
     # Bodies hold constants in forms, and arithmetic on axes, that the front end does not take.
     FoldConstants()(model)
-    for node in model.graph.all_nodes():
-        reason = None if node.domain == DOMAIN and node.op_type in converters else support.reason(node)
-        if reason is not None:
-            raise UnsupportedError(reason, node=describe_node(node))
+    _check(model, converters)
     # Given apart, because the front end takes a dimension of 0 for an unknown one.
     shapes = {
         value.name: list(value.shape.numpy()) for value in model.graph.inputs if value.shape is not None
@@ -56,7 +59,14 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
     proto = ir.serde.serialize_model(model)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Importer(converters, shapes).from_onnx(proto.graph, model.opset_imports[""])
+        return _Importer(converters, shapes, _types(model)).from_onnx(proto.graph, model.opset_imports[""])
+
+
+def _check(model: ir.Model, converters: dict[str, Converter]) -> None:
+    for node in model.graph.all_nodes():
+        reason = None if node.domain == DOMAIN and node.op_type in converters else support.reason(node)
+        if reason is not None:
+            raise UnsupportedError(reason, node=describe_node(node))
 
 
 def output_types(module: tvm.IRModule) -> list[tuple[list[int], str]]:
@@ -71,10 +81,26 @@ def output_types(module: tvm.IRModule) -> list[tuple[list[int], str]]:
     return out
 
 
+def _types(model: ir.Model) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype name, by ONNX's inference, of every node output that has them."""
+    return {
+        value.name or "": (value.shape.numpy(), value.dtype.numpy().name)
+        for node in model.graph
+        for value in node.outputs
+        if value.shape is not None and value.dtype is not None and value.shape.is_static()
+    }
+
+
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]
-    def __init__(self, converters: dict[str, Converter], shapes: dict[str | None, list[int]]) -> None:
+    def __init__(
+        self,
+        converters: dict[str, Converter],
+        shapes: dict[str | None, list[int]],
+        types: dict[str, tuple[tuple[int, ...], str]],
+    ) -> None:
         super().__init__(shape_dict=shapes, dtype_dict=None)
         self._converters = converters
+        self._types = types
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: operators are refused one by one, with their names."""
@@ -87,6 +113,24 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
                 what = f"node '{node.name or '?'}' ({node.op_type})"
                 reason = f"TVM's ONNX front end cannot take it: {_first_line(error)}"
                 raise UnsupportedError(reason, node=what) from error
+            self._check_types(node)
+
+    def _check_types(self, node: onnx.NodeProto) -> None:
+        """Refuse a node whose attributes the front end read differently from ONNX: it shows in the shape."""
+        for name in node.output:
+            found = getattr(self._nodes.get(name), "ty", None)
+            if name not in self._types or not isinstance(found, relax.TensorType):
+                continue
+            shape, dtype = self._types[name]
+            dims = getattr(found.shape, "values", None)
+            if dims is None or not all(isinstance(dim, tvm.tirx.IntImm) for dim in dims):
+                continue
+            seen = tuple(int(dim) for dim in dims), str(found.dtype.dtype)
+            if seen != (shape, dtype):
+                raise UnsupportedError(
+                    f"TVM's front end makes it {seen[1]}{list(seen[0])}, not {dtype}{list(shape)}",
+                    node=f"node '{node.name or '?'}' ({node.op_type})",
+                )
 
     def _convert_operator(
         self, op_name: str, inputs: list[relax.Expr], attrs: dict[str, Any], opset: int

@@ -38,7 +38,10 @@ class ScheduleForCpu:
         return module
 
     def _schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
-        function = _narrow(function)
+        try:
+            function = _narrow(function)
+        except NotApplicable:
+            return function
         for rule in RULES:
             schedule = s_tir.Schedule(function)
             try:

@@ -1,12 +1,172 @@
-"""Which operators TVM lacks or gets wrong."""
+"""Which operators TVM's ONNX front end lacks or gets wrong: the table is read from top to bottom.
+
+What `decompose.py` expresses in other operators is not listed. tests/conformance holds the evidence.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import onnx_ir as ir
+
+from lowerkit.targets.cpu.decompose import is_decomposed
+
+_T = ir.DataType
+_DTYPES = frozenset(
+    {_T.BOOL, _T.FLOAT16, _T.FLOAT, _T.DOUBLE}
+    | {_T.INT8, _T.INT16, _T.INT32, _T.INT64, _T.UINT8, _T.UINT16, _T.UINT32, _T.UINT64}
+)
+
+#: Operators of the standard domain that TVM takes.
+_TAKEN_NAMES = """
+Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
+BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip Concat Constant
+ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Dropout
+DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu
+Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization
+HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN LRN LayerNormalization
+LeakyRelu Less LessOrEqual Log LogSoftmax LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool Mean
+MeanVarianceNormalization Min Mod Mul Neg Not OneHot Or PRelu Pad Pow QuantizeLinear RMSNormalization
+Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+ReduceSum ReduceSumSquare Relu Reshape Resize RoiAlign Round ScatterElements ScatterND Selu Shape Shrink
+Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
+ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
+"""
+_TAKEN = frozenset(_TAKEN_NAMES.split())
+
+_DATA_DEPENDENT = "the shape of its result depends on the data"
+_RANDOM = "it draws random numbers"
+_STEPS = "it is a loop, which the target does not unroll"
+#: Reasons better than "TVM has no such operator".
+_LACKING: dict[str, str] = {
+    "Bernoulli": _RANDOM,
+    "Compress": _DATA_DEPENDENT,
+    "GRU": _STEPS,
+    "LSTM": _STEPS,
+    "Loop": _STEPS,
+    "Multinomial": _RANDOM,
+    "NonMaxSuppression": _DATA_DEPENDENT,
+    "NonZero": _DATA_DEPENDENT,
+    "RNN": _STEPS,
+    "RandomNormal": _RANDOM,
+    "RandomNormalLike": _RANDOM,
+    "RandomUniform": _RANDOM,
+    "RandomUniformLike": _RANDOM,
+    "Scan": _STEPS,
+    "Unique": _DATA_DEPENDENT,
+}
 
 
 def reason(node: ir.Node) -> str | None:
-    """Why the target cannot run `node`, or None."""
+    """Why the target cannot run `node`, or None. Its values have static shapes and dtypes."""
     if node.domain not in ("", "ai.onnx"):
         return f"operators of domain '{node.domain}' are not known"
+    if node.op_type in _LACKING:
+        return _LACKING[node.op_type]
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.dtype is not None and value.dtype not in _DTYPES:
+            return (
+                f"value '{value.name}' is of type {value.dtype.name}, which the target has no arithmetic for"
+            )
+    for applies, why in _CONDITIONS.get(node.op_type, ()):
+        if applies(node):
+            return why
+    if node.op_type not in _TAKEN and not is_decomposed(node):
+        return "TVM's ONNX front end has no such operator"
     return None
+
+
+# Conditions on a node.
+
+
+def _is(name: str, *values: str) -> Callable[[ir.Node], bool]:
+    """Attribute `name` is one of the strings `values`."""
+    return lambda node: node.attributes.get_string(name, "") in values
+
+
+def _set(name: str) -> Callable[[ir.Node], bool]:
+    """Integer attribute `name` is given and not 0."""
+    return lambda node: node.attributes.get_int(name, 0) != 0
+
+
+def _given(name: str) -> Callable[[ir.Node], bool]:
+    """Attribute `name` is given."""
+    return lambda node: name in node.attributes
+
+
+def _trains(node: ir.Node) -> bool:
+    """Dropout whose training mode is not known to be off."""
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    if mode is None:
+        return False
+    known = ir.convenience.get_const_tensor(mode)
+    return known is None or bool(known.numpy())
+
+
+def _has_outputs(count: int) -> Callable[[ir.Node], bool]:
+    """An output beyond the first `count` is used."""
+    return lambda node: any(
+        output.name and (output.uses() or output.is_graph_output()) for output in node.outputs[count:]
+    )
+
+
+def _is_varying(index: int) -> Callable[[ir.Node], bool]:
+    """Input `index` is given and no constant."""
+
+    def applies(node: ir.Node) -> bool:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        return value is not None and ir.convenience.get_const_tensor(value) is None
+
+    return applies
+
+
+def _scales_inexactly(node: ir.Node) -> bool:
+    """Resize by a factor other than the ratio of the sizes, which is what TVM divides by.
+
+    The factor is `scales`, or follows from `keep_aspect_ratio_policy`, which applies it to all axes.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    if x is None or x.shape is None or y.shape is None:
+        return True
+    before, after = np.array(x.shape.numpy(), float), np.array(y.shape.numpy(), float)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        tensor = ir.convenience.get_const_tensor(node.inputs[2])
+        if tensor is None:
+            return True
+        given = node.attributes.get_ints("axes", tuple(range(len(before))))
+        return any(abs(s * before[a] - after[a]) > 1e-3 for s, a in zip(tensor.numpy(), given, strict=False))
+    policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
+    axes = list(node.attributes.get_ints("axes", tuple(range(len(before)))))
+    return policy != "stretch" and len(set(np.round(after[axes] / before[axes], 6))) > 1
+
+
+def _has_other_rank(node: ir.Node) -> bool:
+    x = node.inputs[0]
+    return x is None or x.shape is None or len(x.shape) not in (3, 4, 5)
+
+
+_CONDITIONS: dict[str, tuple[tuple[Callable[[ir.Node], bool], str], ...]] = {
+    **{
+        name: ((_is_varying(0), _DATA_DEPENDENT),)
+        for name in ("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow")
+    },
+    "BatchNormalization": ((_set("training_mode"), "it is in training mode"),),
+    "Constant": ((_given("sparse_value"), "its value is sparse"),),
+    "ConvTranspose": ((_given("output_shape"), "TVM ignores its output_shape: give pads instead"),),
+    "CumSum": ((_is_varying(1), "its axis is not a constant"),),
+    "Dropout": ((_trains, "it is in training mode, or may be"),),
+    "MaxPool": ((_has_outputs(1), "TVM does not compute the indices of the largest"),),
+    "Pad": ((_is_varying(2), "its padding value is not a constant"),),
+    "Range": (
+        (_is_varying(0), _DATA_DEPENDENT),
+        (_is_varying(1), _DATA_DEPENDENT),
+        (_is_varying(2), _DATA_DEPENDENT),
+    ),
+    "Resize": (
+        (_set("antialias"), "TVM ignores antialias"),
+        (_is("coordinate_transformation_mode", "half_pixel_symmetric"), "TVM lacks half_pixel_symmetric"),
+        (_has_other_rank, "TVM resizes tensors of 3 to 5 axes"),
+        (_scales_inexactly, "a scale times the size is not a whole number, which TVM rounds first"),
+    ),
+}

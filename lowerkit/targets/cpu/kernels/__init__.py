@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowerkit.targets.cpu.importer import Converter
+from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
@@ -12,4 +13,6 @@ CONVERTERS: dict[str, Converter] = {
     "Gather": gather,
     "LayerNormalization": layer_normalization,
     "PolySoftmax": poly_softmax,
+    "ReduceMax": reduce_max,
+    "ReduceMin": reduce_min,
 }

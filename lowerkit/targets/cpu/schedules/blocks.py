@@ -15,8 +15,17 @@ class NotApplicable(Exception):
 
 
 def leaf_blocks(schedule: s_tir.Schedule) -> list[SBlockRV]:
-    """The blocks of the function, in the order in which they run."""
-    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
+    """The blocks of the function, in the order in which they run.
+
+    Raises NotApplicable for loops that are no tensor expressions, as TVM writes sorts and scatters.
+    """
+    try:
+        blocks = list(schedule.get_child_blocks(schedule.get_sblock("root")))
+    except s_tir.ScheduleError:
+        raise NotApplicable("the function has no blocks") from None
+    if not all(len(schedule.get(block).writes) for block in blocks):
+        raise NotApplicable("a block does not say what it writes")
+    return blocks
 
 
 def is_reduction(schedule: s_tir.Schedule, block: SBlockRV) -> bool:
