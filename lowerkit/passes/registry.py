@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -66,8 +67,11 @@ def method_class(family: str, name: str) -> type[Method]:
 def make(family: str, name: str, options: Mapping[str, Any]) -> Method:
     """The method with `options`. Raises PlanError on an unknown or ill-typed option."""
     cls = method_class(family, name)
+    fields = [field.name for field in dataclasses.fields(cls)]
+    hint = f"its options: {', '.join(fields) or 'none'}"
+    if unknown := sorted(set(options) - set(fields)):
+        raise PlanError(f"{family} method '{name}' has no option '{unknown[0]}'", hint=hint)
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:
-        fields = ", ".join(cls.__dataclass_fields__) or "none"
-        raise PlanError(f"{family} method '{name}': {error}", hint=f"its options: {fields}") from None
+        raise PlanError(f"{family} method '{name}': {error}", hint=hint) from None

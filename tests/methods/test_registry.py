@@ -1,0 +1,231 @@
+"""What holds of every method, and how methods are found, made, planned and put in place."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from single import lower, model_of, run
+
+from lowerkit.calibrate import Calibration
+from lowerkit.errors import PlanError
+from lowerkit.graph.domain import DOMAIN, OPSET
+from lowerkit.passes import registry
+from lowerkit.passes.base import Contract, Evidence, Method
+from lowerkit.passes.lower import apply_plan, default_plan
+from lowerkit.plan import Choice, Plan, options_of
+from lowerkit.targets.base import get_target
+
+each_method = pytest.mark.parametrize("cls", registry.methods().values(), ids=lambda cls: cls.name)
+X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
+WEIGHTS = {"LayerNormalization": [np.ones(4, np.float32)], "RMSNormalization": [np.ones(4, np.float32)]}
+
+
+def model_for(op: str) -> ir.Model:
+    return model_of(op, X, {}, WEIGHTS.get(op, []))
+
+
+@each_method
+def test_metadata_is_complete(cls: type[Method]) -> None:
+    assert cls.__doc__
+    assert len(cls.__doc__.splitlines()) > 3, "a method's docstring is its maths"
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", cls.name)
+    assert re.search(r"\d{4}|section \d", cls.source)
+    assert set(cls.cost) >= {"cpu", "gpu", "fpga", "he"}
+    assert all(line and "\n" not in line for line in cls.cost.values())
+    assert cls.functions
+    bound = cls().bound()
+    assert bound.kind in ("absolute", "relative")
+    assert bound.domain
+    assert 0 <= bound.value < 0.01
+    assert (bound.value == 0) == (cls.contract is Contract.EXACT)
+    assert cls.contract is not Contract.EXACT or bound.evidence is Evidence.PROVED
+
+
+@each_method
+def test_bodies_are_valid_standard_onnx(cls: type[Method]) -> None:
+    for op, function in cls.functions.items():
+        proto = function.to_function_proto()
+        assert (proto.domain, proto.name) == (DOMAIN, function.name)
+        assert {(o.domain, o.version) for o in proto.opset_import if o.domain == ""} == {("", OPSET)}
+        assert {node.domain for node in proto.node} == {""}
+        model = model_for(op)
+        before = run(model, X)
+        after = run(lower(cls(), model), X)
+        assert np.abs(after - before).max() <= cls().bound().value * max(1, np.abs(before).max()) + 1e-6
+
+
+@each_method
+def test_rewriting_keeps_names_and_tells_what_it_did(cls: type[Method]) -> None:
+    for op, function in cls.functions.items():
+        model = lower(cls(), model_for(op))
+        node = model.graph.node("n")
+        assert (node.domain, node.op_type) == (DOMAIN, function.name)
+        assert node.metadata_props["lowerkit.method"] == cls.name
+        assert node.metadata_props["lowerkit.replaces"] == op
+        assert model.graph.outputs[0].name == "y"
+        assert model.graph.outputs[0].producer() is node
+        again = lower(cls(), model_for(op))
+        assert ir.serde.serialize_model(model).SerializeToString(
+            deterministic=True
+        ) == ir.serde.serialize_model(again).SerializeToString(deterministic=True)
+
+
+SOME_OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "degree": st.integers(2, 3),
+        "segments": st.integers(2, 64),
+        "limit": st.one_of(st.floats(2, 16), st.integers(2, 16)),
+    },
+)
+
+
+@each_method
+@given(options=SOME_OPTIONS)
+def test_options_survive_a_plan_exactly(cls: type[Method], options: dict[str, Any]) -> None:
+    known = {key: value for key, value in options.items() if key in options_of(cls())}
+    method = registry.make(cls.family, cls.name, known)
+    plan = Plan("cpu", (Choice("n", next(iter(cls.functions)), cls.name, options_of(method)),))
+    (choice,) = Plan.from_toml(plan.to_toml()).choices
+    again = registry.make(cls.family, choice.method, choice.options)
+    assert again == method
+    assert again.bound() == method.bound()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "options", "words"),
+    [
+        ("softmax", "poly-exp", {"degree": 0}, "degree must be an integer from 1 to 7, not 0"),
+        ("softmax", "poly-exp", {"degree": 8}, "from 1 to 7, not 8"),
+        ("softmax", "poly-exp", {"degree": 2.0}, "not 2.0"),
+        ("softmax", "poly-exp", {"colour": "red"}, "has no option 'colour'. Its options: degree"),
+        ("softmax", "online", {"degree": 3}, "has no option 'degree'. Its options: none"),
+        ("gelu", "table", {"segments": 1}, "segments must be an integer from 2 to 65536, not 1"),
+        ("gelu", "table", {"limit": float("nan")}, "limit must be a number from 1 to 64, not nan"),
+        ("gelu", "table", {"limit": "6"}, "not '6'"),
+        ("gelu", "poly", {"degree": 13}, "from 2 to 12, not 13"),
+        ("gelu", "poly", {"limit": 17}, "from 2 to 16, not 17"),
+        ("norm", "inverse-sqrt", {"degree": 4}, "from 1 to 3, not 4"),
+    ],
+)
+def test_bad_options_are_refused(family: str, name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(words)):
+        registry.make(family, name, options)
+
+
+@pytest.mark.parametrize("family", sorted(registry.families()))
+def test_unknown_names_are_refused_with_the_known(family: str) -> None:
+    with pytest.raises(PlanError, match=f"no {family} method 'nonesuch'") as caught:
+        registry.make(family, "nonesuch", {})
+    assert all(name in str(caught.value) for known, name in registry.methods() if known == family)
+    assert "keep" in str(caught.value)
+
+
+def test_families_name_their_operators() -> None:
+    assert registry.family_of("Softmax") == "softmax"
+    assert registry.family_of("Gelu") == "gelu"
+    assert registry.family_of("LayerNormalization") == registry.family_of("RMSNormalization") == "norm"
+    assert registry.family_of("Conv") is None
+
+
+FILE = '''
+"""A method in a file of its own."""
+from dataclasses import dataclass
+from lowerkit.passes.softmax.online import Online
+
+@dataclass(frozen=True)
+class Mine(Online):
+    """Online softmax under another name."""
+    passes: int = 1
+    name = "{name}"
+'''
+
+
+def in_a_new_process(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` with `folder` as a further folder of softmax methods."""
+    script = (
+        "import lowerkit.passes.softmax as s\n"
+        f"s.__path__.append({str(folder)!r})\n"
+        "from lowerkit.passes import registry\n" + code
+    )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_adding_a_file_adds_a_method(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FILE.format(name="mine"))
+    result = in_a_new_process(tmp_path, "print(registry.make('softmax', 'mine', {'passes': 3}))")
+    assert result.stdout.strip() == "Mine(passes=3)", result.stderr
+
+
+def test_two_methods_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FILE.format(name="two-pass"))
+    result = in_a_new_process(tmp_path, "registry.methods()")
+    assert "PlanError: two softmax methods are called 'two-pass'" in result.stderr
+
+
+def two_nodes() -> ir.Model:
+    """a = Softmax(x); b = Softmax(a)."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 11, opset_import: ["" : 23]> g (float[3,4] x) => (float[3,4] b) '
+        "{ [first] a = Softmax(x) [second] b = Softmax(a) }"
+    )
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(model))
+
+
+def test_nodes_of_one_model_may_differ() -> None:
+    model = two_nodes()
+    choices = [Choice(n, "Softmax", "poly-exp", {"degree": d}) for n, d in (("first", 2), ("second", 5))]
+    apply_plan(model, Plan("cpu", tuple(choices)))
+    onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
+    assert len(model.functions) == 1
+    tables = [node.inputs[1].const_value.numpy() for node in model.graph]  # type: ignore[union-attr]
+    assert np.count_nonzero(tables[0]) == 3
+    assert np.count_nonzero(tables[1]) == 6
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (Choice("third", "Softmax", "online"), "node 'third' (Softmax), but it is not there"),
+        (Choice("first", "Gelu", "table"), "node 'first' (Gelu), but it is a Softmax"),
+        (Choice("first", "Softmax", "table"), "no softmax method 'table'"),
+        (Choice("first", "Softmax", "poly-exp", {"degree": 99}), "degree must be"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused(choice: Choice, words: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(words)):
+        apply_plan(two_nodes(), Plan("cpu", (choice,)))
+
+
+def test_other_dtypes_and_further_outputs_are_refused() -> None:
+    half = two_nodes()
+    for value in (half.graph.inputs[0], *(output for node in half.graph for output in node.outputs)):
+        value.dtype = ir.DataType.FLOAT16
+    with pytest.raises(PlanError, match=r"node 'first' \(Softmax\): .* works in float32, not float16"):
+        apply_plan(half, Plan("cpu", (Choice("first", "Softmax", "online"),)))
+    proto = onnx.parser.parse_model(
+        '<ir_version: 11, opset_import: ["" : 23]> g (float[3,4] x, float[4] s) => '
+        "(float[3,4] y, float[3,1] m) { [n] y, m = LayerNormalization(x, s) }"
+    )
+    plan = Plan("cpu", (Choice("n", "LayerNormalization", "inverse-sqrt"),))
+    with pytest.raises(PlanError, match="computes the first output alone"):
+        apply_plan(ir.serde.deserialize_model(proto), plan)
+
+
+def test_asked_for_methods_that_refuse_are_errors_and_defaults_give_way() -> None:
+    model = model_of("LayerNormalization", X, {"epsilon": 0.0}, [np.ones(4, np.float32)])
+    target = get_target("cpu")
+    with pytest.raises(PlanError, match=r"node 'n' .*needs an epsilon"):
+        default_plan(model, target, Calibration(), {"norm": "inverse-sqrt"})
+    (choice,) = default_plan(model, target, Calibration()).choices
+    assert choice.method == "keep"
