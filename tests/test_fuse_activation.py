@@ -81,7 +81,7 @@ SPELLINGS = {
     ),
     "hard-swish-hard-sigmoid": (
         "HardSwish",
-        "h = HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>(x)  y = Mul(x, h)",
+        "h = HardSigmoid<alpha: float = 0.16666667, beta: float = 0.5>(x) y = Mul(x, h)",
         {},
     ),
     "hard-sigmoid-div": ("HardSigmoid", "a = Add(x, three) c = Clip(a, zero, six) y = Div(c, six)", HARD),
@@ -131,7 +131,9 @@ NEAR_MISSES = {
     "gelu-1.01": ("Gelu", HALF, GELU | {"one": 1.01}),
     "gelu-tanh-0.045": ("Gelu", CUBE + "g = Add(one, e) h = Mul(x, half) y = Mul(h, g)", GELU | {"k": 0.045}),
     "gelu-tanh-square": ("Gelu", CUBE + "g = Add(one, e) h = Mul(x, half) y = Mul(h, g)", GELU | {"three": 2.0}),
-    "gelu-other-argument": ("Gelu", "z = Abs(x) a = Div(z, t) e = Erf(a) g = Add(e, one) h = Mul(x, g) y = Mul(h, half)", GELU),
+    "gelu-other-argument": (
+        "Gelu", "z = Abs(x) a = Div(z, t) e = Erf(a) g = Add(e, one) h = Mul(x, g) y = Mul(h, half)", GELU,
+    ),
     "gelu-minus": ("Gelu", "a = Div(x, t) e = Erf(a) g = Sub(one, e) h = Mul(x, g) y = Mul(h, half)", GELU),
     "quick-gelu": ("Silu", "q = Mul(x, q1) s = Sigmoid(q) y = Mul(x, s)", {"q1": 1.702}),
     "silu-doubled": ("Silu", "q = Mul(x, two) s = Sigmoid(x) y = Mul(q, s)", {"two": 2.0}),
@@ -139,9 +141,13 @@ NEAR_MISSES = {
     "sigmoid-two": ("Sigmoid", "n = Neg(x) e = Exp(n) d = Add(e, one) y = Div(one, d)", {"one": 2.0}),
     "softplus-two": ("Softplus", "e = Exp(x) a = Add(e, two) y = Log(a)", {"two": 2.0}),
     "mish-two": ("Mish", "s = Softplus(x) t = Tanh(s) u = Abs(x) y = Mul(u, t)", {}),
-    "hard-swish-3.1": ("HardSwish", "a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)", HARD | {"three": 3.1}),
-    "hard-swish-7": ("HardSwish", "a = Add(x, three) c = Clip(a, zero, seven) m = Mul(x, c) y = Div(m, six)", HARD | {"seven": 7.0}),
-    "hard-swish-two-ends": ("HardSwish", "h = HardSigmoid<alpha: float = 0.2, beta: float = 0.5>(x)  y = Mul(x, h)", {}),
+    "hard-swish-3.1": (
+        "HardSwish", "a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)", HARD | {"three": 3.1},
+    ),
+    "hard-swish-7": (
+        "HardSwish", "a = Add(x, three) c = Clip(a, zero, seven) m = Mul(x, c) y = Div(m, six)", HARD | {"seven": 7.0},
+    ),
+    "hard-swish-two-ends": ("HardSwish", "h = HardSigmoid<alpha: float = 0.2, beta: float = 0.5>(x) y = Mul(x, h)", {}),
     "hard-sigmoid-clip-one": ("HardSigmoid", "a = Add(x, three) c = Clip(a, one, six) y = Div(c, six)", HARD),
     "relu6": ("HardSigmoid", "y = Clip(x, zero, six)", HARD),
 }  # fmt: skip

@@ -161,9 +161,15 @@ def test_weights_that_are_an_output_survive() -> None:
 STANDARD = {
     "4-d": ("float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v", "float[2,3,4,6]", "q, k, v", {}),
     "mask": ("float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v, float[4,5] m", "float[2,3,4,6]", "q, k, v, m", {}),
-    "bool-mask": ("float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v, bool[4,5] m", "float[2,3,4,6]", "q, k, v, m", {}),
+    "bool-mask": (
+        "float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v, bool[4,5] m",
+        "float[2,3,4,6]", "q, k, v, m", {},
+    ),
     "causal": ("float[2,3,4,8] q, float[2,3,4,8] k, float[2,3,4,6] v", "float[2,3,4,6]", "q, k, v", {"is_causal": 1}),
-    "causal-oblong": ("float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v", "float[2,3,4,6]", "q, k, v", {"is_causal": 1}),
+    "causal-oblong": (
+        "float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v",
+        "float[2,3,4,6]", "q, k, v", {"is_causal": 1},
+    ),
     "scale": ("float[2,3,4,8] q, float[2,3,5,8] k, float[2,3,5,6] v", "float[2,3,4,6]", "q, k, v", {"scale": 0.7}),
     "grouped": ("float[2,6,4,8] q, float[2,2,5,8] k, float[2,2,5,8] v", "float[2,6,4,8]", "q, k, v", {}),
     "3-d": ("float[2,4,24] q, float[2,5,24] k, float[2,5,18] v", "float[2,4,18]", "q, k, v",
@@ -211,7 +217,7 @@ def test_a_cache_has_no_expansion() -> None:
         => (float[2,3,4,8] y, float[2,3,7,8] nk, float[2,3,7,8] nv)
         { [att] y, nk, nv = Attention(q, k, v, , pk, pv) }"""
     )
-    with pytest.raises(UnsupportedError, match="'att'.*cache"):
+    with pytest.raises(UnsupportedError, match=r"'att'.*cache"):
         expand(model, frozenset({"Attention"}))
 
 

@@ -186,3 +186,14 @@ def test_large_values_are_outside() -> None:
     assert reason is not None
     assert "1.2e+19" in reason
     assert InverseSqrt().outside(TensorStats()) is None
+
+
+@pytest.mark.slow
+@each_method
+def test_every_float32_mantissa(method: InverseSqrt) -> None:
+    """Every float32 variance in [1, 4): by the range reduction all others are powers of four away."""
+    for exponent in range(2):
+        for v in np.split((np.arange(1 << 23) / (1 << 23) + 1) * 2.0**exponent, 8):
+            # A row of one element whose mean square is v, and whose norm is then 1.
+            found = method.evaluate(np.sqrt(v)[:, None], rms=True, epsilon=0.0)
+            assert np.abs(found - 1).max() <= method.bound().value + 1e-15

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import InlinePass
 from onnx_ir.tape import Tape
 
 from lowerkit.graph.shapes import infer_shapes
+from lowerkit.targets.cpu import resize
 
 _FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 #: Bodies contain operators that have bodies; no chain of them is this long.
@@ -194,17 +195,6 @@ def _eye(op: Tape, node: ir.Node) -> ir.Value:
     return _constant(op, np.eye(rows, columns, node.attributes.get_int("k", 0), dtype))
 
 
-def _resize_to_shape(op: Tape, node: ir.Node) -> ir.Value:
-    """With the sizes of all axes given, whatever way the node gives some of them."""
-    shape = node.outputs[0].shape
-    assert shape is not None
-    dropped = ("axes", "keep_aspect_ratio_policy")
-    attributes = {name: a for name, a in node.attributes.items() if name not in dropped}
-    roi = node.inputs[1] if len(node.inputs) > 1 else None
-    sizes = _constant(op, np.array(shape.numpy(), np.int64))
-    return op.op("Resize", [_input(node, 0), roi, None, sizes], attributes)
-
-
 def _tensor_constant(op: Tape, node: ir.Node) -> ir.Value:
     """A constant given as a number or a list of numbers, as a tensor."""
     tensor = ir.convenience.get_const_tensor(node.outputs[0])
@@ -263,9 +253,11 @@ def _formula(node: ir.Node) -> Formula | None:
         and (dtype not in _FLOATS or _input(node, 1).dtype != dtype)
     ):
         return _power
+    if node.op_type == "Resize" and resize.is_nearest(node):
+        return resize.nearest
     if node.op_type == "Resize" and (len(node.inputs) < 4 or "axes" in node.attributes):
         shape = node.outputs[0].shape
-        return _resize_to_shape if shape is not None and shape.is_static() else None
+        return resize.to_shape if shape is not None and shape.is_static() else None
     return _FORMULAS.get(node.op_type)
 
 

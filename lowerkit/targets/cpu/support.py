@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
+from lowerkit.targets.cpu import resize
 from lowerkit.targets.cpu.decompose import is_decomposed
 
 _T = ir.DataType
@@ -121,24 +121,9 @@ def _is_varying(index: int) -> Callable[[ir.Node], bool]:
     return applies
 
 
-def _scales_inexactly(node: ir.Node) -> bool:
-    """Resize by a factor other than the ratio of the sizes, which is what TVM divides by.
-
-    The factor is `scales`, or follows from `keep_aspect_ratio_policy`, which applies it to all axes.
-    """
-    x, y = node.inputs[0], node.outputs[0]
-    if x is None or x.shape is None or y.shape is None:
-        return True
-    before, after = np.array(x.shape.numpy(), float), np.array(y.shape.numpy(), float)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        tensor = ir.convenience.get_const_tensor(node.inputs[2])
-        if tensor is None:
-            return True
-        given = node.attributes.get_ints("axes", tuple(range(len(before))))
-        return any(abs(s * before[a] - after[a]) > 1e-3 for s, a in zip(tensor.numpy(), given, strict=False))
-    policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
-    axes = list(node.attributes.get_ints("axes", tuple(range(len(before)))))
-    return policy != "stretch" and len(set(np.round(after[axes] / before[axes], 6))) > 1
+def _interpolates(applies: Callable[[ir.Node], bool]) -> Callable[[ir.Node], bool]:
+    """A condition on Resize that is of no concern where it takes the nearest element."""
+    return lambda node: not resize.is_nearest(node) and applies(node)
 
 
 def _has_other_rank(node: ir.Node) -> bool:
@@ -164,9 +149,16 @@ _CONDITIONS: dict[str, tuple[tuple[Callable[[ir.Node], bool], str], ...]] = {
         (_is_varying(2), _DATA_DEPENDENT),
     ),
     "Resize": (
-        (_set("antialias"), "TVM ignores antialias"),
-        (_is("coordinate_transformation_mode", "half_pixel_symmetric"), "TVM lacks half_pixel_symmetric"),
-        (_has_other_rank, "TVM resizes tensors of 3 to 5 axes"),
-        (_scales_inexactly, "a scale times the size is not a whole number, which TVM rounds first"),
+        (_interpolates(_set("antialias")), "TVM ignores antialias"),
+        (resize.is_varying_crop, "its region of interest is not a constant"),
+        (
+            _interpolates(_is("coordinate_transformation_mode", "half_pixel_symmetric")),
+            "TVM lacks half_pixel_symmetric",
+        ),
+        (_interpolates(_has_other_rank), "TVM resizes tensors of 3 to 5 axes"),
+        (
+            _interpolates(resize.scales_inexactly),
+            "a scale times the size is not a whole number, which TVM rounds first",
+        ),
     ),
 }
