@@ -22,6 +22,7 @@ from onnxscript.rewriter.rules import common as rules
 
 from lowerkit.graph.fusions import activation, attention, norm, softmax
 from lowerkit.graph.names import name_nodes
+from lowerkit.graph.no_ops import RemoveNoOps
 from lowerkit.graph.shapes import constant_values, infer_shapes
 from lowerkit.graph.weights import initializer
 
@@ -75,21 +76,6 @@ class FoldConstants:
 
 
 @dataclass(frozen=True)
-class RemoveNoOps:
-    """Remove what does nothing at inference: Identity, Dropout, additions of 0, empty casts and reshapes.
-
-    Valid before and after: any graph with inferred shapes.
-    """
-
-    name: ClassVar[str] = "remove-no-ops"
-
-    def __call__(self, model: ir.Model) -> None:
-        """Remove, in place."""
-        _NO_OPS.apply_to_model(model)
-        common.IdentityEliminationPass()(model)
-
-
-@dataclass(frozen=True)
 class MergeDuplicates:
     """Compute equal subexpressions once and store equal weights once. Valid before and after: any graph."""
 
@@ -130,21 +116,6 @@ class Clean:
         infer_shapes(model)
 
 
-_NO_OPS = RewriteRuleSet(
-    [
-        rules.add_0_rule,
-        rules.sub_0_rule,
-        rules.mul_by_1_rule,
-        rules.div_by_1_rule,
-        rules.dropout_zero_rule,
-        rules.dropout_inference_rule,
-        rules.no_op_cast_rule,
-        rules.no_op_expand_rule,
-        rules.no_op_transpose_rule,
-        rules.reshape_reshape_rule,
-        rules.transpose_transpose_rule,
-    ]
-)
 _BATCH_NORM = RewriteRuleSet(
     [
         rules.fuse_batchnorm_into_conv_rule,

@@ -69,7 +69,8 @@ def constant_values(model: ir.Model) -> dict[str, np.ndarray]:
             computed.append(node)
             reachable.update(_name(output) for output in node.outputs)
     if computed:
-        known.update(_run(model, computed, known))
+        results = _run(model, computed, known)
+        known.update({name: array for name, array in results.items() if array.nbytes <= _SMALL})
     return known
 
 
