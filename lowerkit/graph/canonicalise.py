@@ -20,9 +20,12 @@ from onnx_ir.passes import common
 from onnxscript.rewriter import RewriteRuleSet
 from onnxscript.rewriter.rules import common as rules
 
+from lowerkit.graph.conv_affine import FoldConvAffine
 from lowerkit.graph.fusions import activation, attention, norm, softmax
+from lowerkit.graph.layout import SimplifyLayouts
 from lowerkit.graph.names import name_nodes
 from lowerkit.graph.no_ops import RemoveNoOps
+from lowerkit.graph.reductions import KeepReducedAxes
 from lowerkit.graph.shapes import constant_values, infer_shapes
 from lowerkit.graph.weights import initializer
 
@@ -89,7 +92,7 @@ class MergeDuplicates:
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Fold BatchNormalization, and a channel-wise Mul and Add, into the Conv or Gemm before it.
+    """Fold BatchNormalization into the Gemm before it.
 
     Exact in real arithmetic, rounding differs. Valid before and after: any graph with inferred shapes.
     """
@@ -118,10 +121,7 @@ class Clean:
 
 _BATCH_NORM = RewriteRuleSet(
     [
-        rules.fuse_batchnorm_into_conv_rule,
-        rules.fuse_batchnorm_into_conv_transpose_rule,
         rules.fuse_batchnorm_into_gemm_rule,
-        rules.conv_affine_fusion_rule,
     ]
 )
 
@@ -131,7 +131,11 @@ PASSES: Sequence[Pass] = (
     FoldConstants(),
     RemoveNoOps(),
     Clean(),
+    KeepReducedAxes(),
+    SimplifyLayouts(),
+    RemoveNoOps(),
     MergeDuplicates(),
+    FoldConvAffine(),
     FoldBatchNorm(),
     activation.FuseSoftplus(),
     activation.FuseSigmoid(),
@@ -148,6 +152,7 @@ PASSES: Sequence[Pass] = (
     norm.FuseNormScale(),
     norm.FuseLayerNormBias(),
     attention.FuseAttention(),
+    MergeDuplicates(),
     Clean(),
 )
 

@@ -198,6 +198,8 @@ def _check_weights(model: ir.Model) -> None:
             if tensor is None or not tensor.dtype.is_floating_point():
                 continue
             array = tensor.numpy()
+            if np.isnan(array).all() and all(n.op_type == "Where" for n in value.consumers()):
+                continue  # the branch for what has no value, e.g. the variance of nothing, which is not taken
             if nans := int(np.count_nonzero(np.isnan(array))):
                 raise ModelError(f"weight '{value.name}' has {nans} NaN of {array.size} elements")
             user = next((n for n in value.consumers() if n.op_type in _WEIGHTED and n.domain == ""), None)

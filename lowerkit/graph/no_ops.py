@@ -52,7 +52,11 @@ def _passed_through(node: ir.Node) -> ir.Value | None:
         return None
     if node.op_type in ("Reshape", "Expand", "Flatten", "Squeeze", "Unsqueeze", "Tile"):
         candidates = [node.inputs[0]]
-    elif (neutral := _NEUTRAL.get(node.op_type)) is not None:
+    elif node.op_type == "Where":
+        candidates = [
+            x for x, chosen in zip(node.inputs[1:], (1, 0), strict=True) if _is_all(node.inputs[0], chosen)
+        ]
+    elif (neutral := _NEUTRAL.get(node.op_type)) is not None and len(node.inputs) == 2:
         candidates = [x for x, other in neutral(node) if other]
     else:
         return None
@@ -74,6 +78,14 @@ _NEUTRAL: dict[str, Callable[[ir.Node], _Candidates]] = {
     "Add": lambda n: [(n.inputs[0], _is_all(n.inputs[1], 0)), (n.inputs[1], _is_all(n.inputs[0], 0))],
     "Sub": lambda n: [(n.inputs[0], _is_all(n.inputs[1], 0))],
     "Mul": lambda n: [(n.inputs[0], _is_all(n.inputs[1], 1)), (n.inputs[1], _is_all(n.inputs[0], 1))],
+    "Max": lambda n: [
+        (n.inputs[0], _is_all(n.inputs[-1], -np.inf)),
+        (n.inputs[-1], _is_all(n.inputs[0], -np.inf)),
+    ],
+    "Min": lambda n: [
+        (n.inputs[0], _is_all(n.inputs[-1], np.inf)),
+        (n.inputs[-1], _is_all(n.inputs[0], np.inf)),
+    ],
     "Div": lambda n: [(n.inputs[0], _is_all(n.inputs[1], 1))],
 }
 

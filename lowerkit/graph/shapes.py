@@ -16,7 +16,7 @@ from lowerkit.reference import Reference
 #: what it is given must serialise below 2 GiB and is copied several times.
 _SMALL = 4096
 #: Rounds of inference. Each resolves shapes that depend on arithmetic over the shapes known before.
-_ROUNDS = 16
+_ROUNDS, _MANY_ROUNDS = 16, 256
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -32,10 +32,22 @@ def infer_shapes(model: ir.Model) -> None:
     Raises:
         ModelError: when a node's inputs do not fit each other; names the node.
     """
+    types = {id(value): (value.type, value.shape) for value in _values(model)}
+    try:
+        _infer_rounds(model, _ROUNDS, propagate=True)
+    except ModelError:
+        # onnx's own propagation of values is wrong at times, e.g. of a Slice up to a computed end. What it
+        # does not propagate takes rounds.
+        for value in _values(model):
+            value.type, value.shape = types[id(value)]
+        _infer_rounds(model, _MANY_ROUNDS, propagate=False)
+
+
+def _infer_rounds(model: ir.Model, rounds: int, *, propagate: bool) -> None:
     constants: dict[str, np.ndarray] = {}
     before = None
-    for _ in range(_ROUNDS):
-        _infer(model, constants)
+    for _ in range(rounds):
+        _infer(model, constants, propagate)
         left = sum(_is_open(value) for value in _values(model))
         if left in (0, before):
             return
@@ -136,7 +148,7 @@ def _run(model: ir.Model, nodes: list[ir.Node], known: Mapping[str, np.ndarray])
         raise ModelError(f"the graph's arithmetic on shapes fails: {condense(error)}", node=where) from None
 
 
-def _infer(model: ir.Model, constants: Mapping[str, np.ndarray]) -> None:
+def _infer(model: ir.Model, constants: Mapping[str, np.ndarray], propagate: bool) -> None:
     """One round of onnx's inference, in which nodes that compute `constants` are those constants."""
     proto = without_big_weights(model)
     outputs = {output.name for output in proto.graph.output}
@@ -153,7 +165,9 @@ def _infer(model: ir.Model, constants: Mapping[str, np.ndarray]) -> None:
     proto.graph.value_info.extend(told)
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(constants[name], name) for name in replaced)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            proto, check_type=True, strict_mode=True, data_prop=propagate
+        )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         raise ModelError(f"shapes do not fit: {condense(error)}") from None
     found = {value.name: value for value in _values(ir.serde.deserialize_model(inferred))}

@@ -156,21 +156,57 @@ class FuseHardSigmoid(Fusion):
         return Found("HardSigmoid", list(weights), {"alpha": 1 / 6, "beta": 0.5})
 
 
+#: Above this, softplus(x) is x in float32: log(1 + e^-x) is below half the spacing of x.
+_LINEAR_FROM = 17.0
+
+
 @dataclass(frozen=True)
 class FuseSoftplus(Fusion):
-    """log(1 + exp(x)) is Softplus; the named operator does not overflow."""
+    """log(1 + exp(x)) is Softplus; the named operator does not overflow.
+
+    So is what is written against the overflow: x itself above a threshold (torch),
+    max(x, 0) + log(1 + exp(-|x|)) (jax), and a guard that passes NaN through.
+    """
 
     name: ClassVar[str] = "fuse-softplus"
-    roots: ClassVar[frozenset[str]] = frozenset({"Log"})
+    roots: ClassVar[frozenset[str]] = frozenset({"Add", "Log", "Where"})
 
     def match(self, root: ir.Node, formula: Formula) -> Found | None:
         """See the class."""
-        assert root.inputs[0] is not None
-        offset, weights = formula.weighted_sum(root.inputs[0])
-        if offset != 1 or list(weights.values()) != [1.0]:
-            return None
-        x = formula.argument(next(iter(weights)), "Exp")
+        x = {"Add": _stable_softplus, "Log": _plain_softplus, "Where": _guarded_softplus}[root.op_type](
+            root, formula
+        )
         return Found("Softplus", [x]) if x is not None else None
+
+
+def _plain_softplus(log: ir.Node, formula: Formula) -> ir.Value | None:
+    assert log.inputs[0] is not None
+    offset, weights = formula.weighted_sum(log.inputs[0])
+    if offset != 1 or list(weights.values()) != [1.0]:
+        return None
+    return formula.argument(next(iter(weights)), "Exp")
+
+
+def _stable_softplus(add: ir.Node, formula: Formula) -> ir.Value | None:
+    for first, second in (add.inputs, reversed(add.inputs)):
+        x = _bounded(formula, first, "Max", 0)
+        negative = formula.argument(formula.argument(second, "Softplus"), "Neg")
+        if x is not None and formula.argument(negative, "Abs") is x:
+            return x
+    return None
+
+
+def _guarded_softplus(where: ir.Node, formula: Formula) -> ir.Value | None:
+    condition, special, usual = where.inputs
+    x = formula.argument(usual, "Softplus")
+    if x is None or special is not x:
+        return None
+    threshold = formula.node(condition, "Greater", "GreaterOrEqual")
+    if threshold is not None:
+        number = scalar(threshold.inputs[1])
+        return x if threshold.inputs[0] is x and number is not None and number >= _LINEAR_FROM else None
+    equal = formula.node(formula.argument(condition, "Not"), "Equal")
+    return x if equal is not None and list(equal.inputs) == [x, x] else None
 
 
 @dataclass(frozen=True)
@@ -202,11 +238,26 @@ def _logistic_argument(formula: Formula, value: ir.Value) -> ir.Value | None:
 
 
 def clipped_to_six(formula: Formula, value: ir.Value) -> ir.Value | None:
-    """y when `value` is Clip(y, 0, 6), else None."""
+    """y when `value` is Clip(y, 0, 6), also as Min(Max(y, 0), 6) or Max(Min(y, 6), 0), else None."""
+    for outer, inner, ends in (("Min", "Max", (6, 0)), ("Max", "Min", (0, 6))):
+        middle = _bounded(formula, value, outer, ends[0])
+        if middle is not None:
+            return _bounded(formula, middle, inner, ends[1])
     clip = formula.node(value, "Clip")
     if clip is None or len(clip.inputs) != 3 or scalar(clip.inputs[1]) != 0 or scalar(clip.inputs[2]) != 6:
         return None
     return clip.inputs[0]
+
+
+def _bounded(formula: Formula, value: ir.Value | None, op_type: str, bound: float) -> ir.Value | None:
+    """y when `value` is `op_type` (Max or Min) of y and the number `bound`, else None."""
+    node = formula.node(value, op_type)
+    if node is None or len(node.inputs) != 2:
+        return None
+    for y, other in (node.inputs, reversed(node.inputs)):
+        if scalar(other) == bound:
+            return y
+    return None
 
 
 def _is_sixth(number: float) -> bool:

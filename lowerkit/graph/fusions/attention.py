@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.graph.fusions.algebra import Formula, constant, shape_of
+from lowerkit.graph.fusions.algebra import Formula, constant, scalar, shape_of
 from lowerkit.graph.fusions.base import Found, Fusion
 from lowerkit.graph.weights import initializer
 
@@ -18,9 +18,12 @@ from lowerkit.graph.weights import initializer
 class FuseAttention(Fusion):
     """MatMul(Softmax(s Q K' + mask), V) on [batch, heads, tokens, size] is Attention with scale s.
 
-    The scale may stand on Q, on K, on their product or on several of them. The mask is additive. Weights
-    that are guarded against NaN, or masked by Where, stay as they are: a fully masked row of those is
-    not what Attention makes of it. The same on [batch, tokens, size] is Attention with one head.
+    The scale may stand on Q, on K, on their product or on several of them. The mask is additive. The same
+    on [batch, tokens, size] is Attention with one head.
+
+    The guard that exporters put on weights of 0 / 0, Where(IsNaN(w), 0, w), is for queries that see no key.
+    It goes where there can be none, and where the mask is Where(m, 0, -inf): then the operator's mask is the
+    boolean m, of which it makes the same. Weights masked otherwise stay as they are.
 
     A row whose mask is the lowest number or -inf throughout is uniform or NaN in Softmax, and in ONNX's
     definition of Attention; onnxruntime's kernel gives 0. A constant mask with such a row is not fused; of
@@ -34,15 +37,22 @@ class FuseAttention(Fusion):
     def match(self, root: ir.Node, formula: Formula) -> Found | None:
         """See the class."""
         weights, v = root.inputs
-        softmax = formula.node(weights, "Softmax")
+        softmax, guarded = _unguarded(formula, weights)
         shape = shape_of(weights)
         if softmax is None or v is None or shape is None or len(shape) not in (3, 4):
             return None
+        if weights is None or len(weights.uses()) > 1 or weights.is_graph_output():
+            return None  # someone else wants the weights, so they are computed anyway
         if softmax.attributes.get_int("axis", -1) not in (-1, len(shape) - 1):
             return None
         logits = softmax.inputs[0]
         assert logits is not None
         scores, mask = _unmasked(formula, logits)
+        if guarded and mask is not None:
+            visible = _visible(formula, mask)
+            if visible is None and not _never_hides_all(mask):
+                return None
+            mask = visible if visible is not None else mask
         coefficient, powers = formula.product(scores)
         product = formula.node(next(iter(powers)), "MatMul") if list(powers.values()) == [1] else None
         if product is None or coefficient <= 0:
@@ -68,6 +78,37 @@ class FuseAttention(Fusion):
             inputs.append(mask)
             before = [*before, *widening]
         return Found("Attention", inputs, attributes, before)
+
+
+def _unguarded(formula: Formula, weights: ir.Value | None) -> tuple[ir.Node | None, bool]:
+    """(Softmax, guarded) of weights that are a Softmax, or one in which 0 takes the place of NaN."""
+    guard = formula.node(weights, "Where")
+    if guard is None:
+        return formula.node(weights, "Softmax"), False
+    condition, zero, usual = guard.inputs
+    softmax = formula.node(usual, "Softmax")
+    return (softmax if scalar(zero) == 0 and formula.argument(condition, "IsNaN") is usual else None), True
+
+
+def _visible(formula: Formula, mask: ir.Value) -> ir.Value | None:
+    """m when `mask` is Where(m, 0, -inf), else None."""
+    where = formula.node(mask, "Where")
+    if where is None or scalar(where.inputs[1]) != 0 or scalar(where.inputs[2]) != -np.inf:
+        return None
+    visible = where.inputs[0]
+    return visible if shape_of(visible) == shape_of(mask) else None
+
+
+def _never_hides_all(mask: ir.Value) -> bool:
+    """Whether Softmax under the additive `mask` is never NaN: no row of it can be -inf throughout."""
+    known = constant(mask)
+    if known is not None:
+        return not np.isneginf(known).all(axis=-1).any()
+    where = Formula().node(mask, "Where")
+    if where is None:
+        return False
+    values = [scalar(value) for value in where.inputs[1:]]
+    return all(value is not None and np.isfinite(value) for value in values)
 
 
 def _unmasked(formula: Formula, logits: ir.Value) -> tuple[ir.Value, ir.Value | None]:
@@ -142,4 +183,6 @@ def _fits(q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, rank: in
     known = constant(mask)
     if known is not None and (known <= np.finfo(np.float32).min).all(axis=-1).any():
         return False
-    return mask_shape is not None and mask.dtype == q.dtype and 2 <= len(mask_shape) <= most
+    return (
+        mask_shape is not None and mask.dtype in (q.dtype, ir.DataType.BOOL) and 2 <= len(mask_shape) <= most
+    )

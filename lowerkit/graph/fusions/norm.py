@@ -143,16 +143,15 @@ class FuseAffineLayerNorm(Fusion):
         scaled = [value for value in weights if constant(value) is None]
         if offset != 0 or len(scaled) != 2 or len(bias) > 1 or any(weights[b] != 1 for b in bias):
             return None
-        plus, minus = sorted(scaled, key=lambda value: -weights[value])
-        if (weights[plus], weights[minus]) != (1, -1):
-            return None
-        (c1, p1), (c2, p2) = formula.product(plus), formula.product(minus)
+        products = [(weights[value] * c, p) for value in scaled for c, p in [formula.product(value)]]
+        (c1, p1), (c2, p2) = sorted(products, key=lambda product: -product[0])
         shared = {value: power for value, power in p1.items() if p2.get(value) == power}
         only_x = {value: power for value, power in p1.items() if value not in shared}
         only_mean = {value: power for value, power in p2.items() if value not in shared}
         if list(shared.values()) == [1.0]:  # (var + eps)^(-1/2) scale, computed once
-            c1, shared = formula.product(next(iter(shared)))
-        if c1 != 1 or c2 != 1 or list(only_x.values()) != [1] or list(only_mean.values()) != [1]:
+            factor, shared = formula.product(next(iter(shared)))
+            c1, c2 = c1 * factor, c2 * factor
+        if (c1, c2) != (1, -1) or list(only_x.values()) != [1] or list(only_mean.values()) != [1]:
             return None
         (x,), (mean,) = only_x, only_mean
         reduction = formula.node(mean, "ReduceMean")
