@@ -96,7 +96,7 @@ def test_histogram_counts_every_finite_value_in_its_bin(arrays: list[np.ndarray]
     assert limit / 2 <= peak < limit
     # Limits are powers of two, so these quotients are exact but for what lies below a bin's width anyway.
     bins = np.floor((values / limit + 1) * (BINS / 2)).astype(int)
-    near = np.abs(values) < limit * FLOAT32.eps / BINS
+    near = np.abs(values) < limit * float(FLOAT32.eps) / BINS
     bins[near] = np.where(values[near] < 0, BINS // 2 - 1, BINS // 2)
     np.testing.assert_array_equal(stats.histogram, np.bincount(bins, minlength=BINS))
 
