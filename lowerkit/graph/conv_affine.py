@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import constant
 from lowerkit.graph.shapes import static_shape
 from lowerkit.graph.weights import initializer
@@ -111,6 +112,4 @@ def _write(
         shift = shift * factor
     shifted = initializer(graph, f"{old.name}/bias", (shift + offset).astype(weight.dtype))
     made = ir.node(conv.op_type, [conv.inputs[0], kernel, shifted], dict(conv.attributes), name=conv.name)
-    new = made.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [made], [old], [new])
+    take_place(node, [made])

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import shape_of
 from lowerkit.graph.shapes import infer_shapes
 from lowerkit.graph.weights import initializer
@@ -56,12 +57,7 @@ class _Builder:
         return initializer(self.model.graph, f"{self.node.outputs[0].name}/{what}", array)
 
     def replace(self, result: ir.Value) -> None:
-        old = self.node.outputs[0]
-        result.name, result.shape, result.type = old.name, old.shape, old.type
-        assert self.node.graph is not None
-        ir.convenience.replace_nodes_and_values(
-            self.node.graph, self.node, [self.node], self.nodes, [old], [result]
-        )
+        take_place(self.node, self.nodes, result)
 
 
 def _expand_attention(model: ir.Model, node: ir.Node) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.shapes import static_shape
 from lowerkit.graph.weights import initializer
 
@@ -230,8 +231,7 @@ def _write(node: ir.Node, source: ir.Value, steps: list[tuple[str, tuple[int, ..
         value = step.outputs[0]
         value.name, value.type, value.shape = f"{old.name}/layout_{index}", old.type, ir.Shape(shape)
         made.append(step)
-    value.name = old.name
-    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [old], [value])
+    take_place(node, made)
 
 
 def _part_batch(node: ir.Node) -> int:
@@ -270,9 +270,7 @@ def _part_batch(node: ir.Node) -> int:
     result = product.outputs[0]
     result.name, result.type, result.shape = f"{old.name}/parted", old.type, ir.Shape((*batch, *out[-2:]))
     join = _reshape(graph, result, out, node.name or "", old.name or "")
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], [*made, product, join], [old], [join.outputs[0]]
-    )
+    take_place(node, [*made, product, join])
     return 1
 
 

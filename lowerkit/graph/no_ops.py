@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from onnxscript.rewriter import RewriteRuleSet
 from onnxscript.rewriter.rules import common as rules
 
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.shapes import static_shape
 
 #: Chains of two that are one, or nothing.
@@ -42,7 +43,7 @@ class RemoveNoOps:
         for graph in model.graphs():
             for node in graph:
                 if node.domain == "" and (source := _passed_through(node)) is not None:
-                    _become_identity(node, source)
+                    take_place(node, [ir.node("Identity", [source], name=node.name)])
         common.IdentityEliminationPass()(model)
 
 
@@ -88,12 +89,3 @@ _NEUTRAL: dict[str, Callable[[ir.Node], _Candidates]] = {
     ],
     "Div": lambda n: [(n.inputs[0], _is_all(n.inputs[1], 1))],
 }
-
-
-def _become_identity(node: ir.Node, source: ir.Value) -> None:
-    output = node.outputs[0]
-    made = ir.node("Identity", [source], name=node.name)
-    made.outputs[0].name, made.outputs[0].shape, made.outputs[0].type = output.name, output.shape, output.type
-    graph = node.graph
-    assert graph is not None
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [made], [output], [made.outputs[0]])

@@ -19,6 +19,7 @@ from onnxscript import version_converter
 
 from lowerkit.errors import ModelError
 from lowerkit.graph.domain import OPSET, describe_node
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.names import name_nodes
 from lowerkit.graph.shapes import condense, constant_values, infer_shapes, static_shape, without_big_weights
 from lowerkit.reference import Reference
@@ -89,11 +90,7 @@ def _flatten_explicitly(node: ir.Node) -> None:
     back = ir.node("Reshape", [inner.outputs[0], shape_of.outputs[0]], name=f"{node.name}.unflatten")
     for new in (flat, inner, shape_of):
         new.outputs[0].name = f"{result.name}.{new.op_type.lower()}"
-    new_result = back.outputs[0]
-    new_result.name, new_result.shape, new_result.type = result.name, result.shape, result.type
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], [flat, inner, shape_of, back], [result], [new_result]
-    )
+    take_place(node, [flat, inner, shape_of, back])
 
 
 def _resize_asymmetrically(model: ir.Model) -> None:

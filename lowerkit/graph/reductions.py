@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import constant, scalar
 from lowerkit.graph.shapes import static_shape
 from lowerkit.graph.weights import initializer
@@ -92,9 +93,5 @@ def _mean(node: ir.Node, graph: ir.Graph) -> int:
 
 
 def _replace(node: ir.Node, graph: ir.Graph, op_type: str, x: ir.Value, axes: tuple[int, ...]) -> None:
-    old = node.outputs[0]
-    wanted = initializer(graph, f"{old.name}/axes", np.array(axes, np.int64))
-    made = ir.node(op_type, [x, wanted], {"keepdims": 1}, name=node.name)
-    new = made.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [made], [old], [new])
+    wanted = initializer(graph, f"{node.outputs[0].name}/axes", np.array(axes, np.int64))
+    take_place(node, [ir.node(op_type, [x, wanted], {"keepdims": 1}, name=node.name)])

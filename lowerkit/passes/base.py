@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxscript import OnnxFunction
 
 from lowerkit.graph.domain import DOMAIN, add_function
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.weights import initializer
 from lowerkit.numerics.statistics import TensorStats
 
@@ -120,8 +121,5 @@ class Method(ABC):
             num_outputs=1,
             metadata_props={"lowerkit.method": self.name, "lowerkit.replaces": node.op_type},
         )
-        old_value, value = node.outputs[0], new.outputs[0]
-        value.name, value.shape, value.type = old_value.name, old_value.shape, old_value.type
-        assert node.graph is not None
-        ir.convenience.replace_nodes_and_values(node.graph, node, [node], [new], [old_value], [value])
+        take_place(node, [new])
         return new

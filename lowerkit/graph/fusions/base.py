@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxscript import OnnxFunction
 
 from lowerkit.graph.domain import DOMAIN, add_function
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import Formula, shape_of
 
 
@@ -78,10 +79,7 @@ def _replace(model: ir.Model, root: ir.Node, found: Found, formula: Formula) -> 
         name=root.name,
         metadata_props={"lowerkit.spelled": ", ".join(spelled)},
     )
-    old, new = root.outputs[0], node.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    assert root.graph is not None
-    ir.convenience.replace_nodes_and_values(root.graph, root, [root], [*found.before, node], [old], [new])
+    take_place(root, [*found.before, node])
 
 
 def _in_order(formula: Formula) -> list[ir.Node]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 from onnx_ir.tape import Tape
 
+from lowerkit.graph.edit import take_place
 from lowerkit.graph.shapes import infer_shapes
 from lowerkit.targets.cpu import resize
 
@@ -263,14 +264,12 @@ def _formula(node: ir.Node) -> Formula | None:
 
 def _replace(node: ir.Node, formula: Formula) -> None:
     tape = Tape()
-    result, old, graph = formula(tape, node), node.outputs[0], node.graph
-    assert graph is not None
+    result, old = formula(tape, node), node.outputs[0]
     for index, made in enumerate(tape.nodes):
         made.name = f"{node.name}/{made.op_type}_{index}"
         for output in made.outputs:
             output.name = f"{old.name}/{made.op_type}_{index}"
-    result.name, result.shape, result.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], list(tape.nodes), [old], [result])
+    take_place(node, list(tape.nodes), result)
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
