@@ -56,7 +56,8 @@ class TensorStats:
         if x.size == 0:
             return
         if sum(example.size for example in self.examples) + x.size <= EXAMPLE_ELEMENTS or not self.examples:
-            self.examples.append(np.asarray(array, np.float32))
+            with np.errstate(over="ignore"):
+                self.examples.append(np.asarray(array, np.float32))
         finite = np.abs(x) <= LARGEST
         good = x[finite]
         self.nonfinite += x.size - good.size
