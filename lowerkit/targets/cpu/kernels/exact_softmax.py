@@ -8,6 +8,8 @@ polynomial of degree 7, whose relative error (2^-28.9) is a sixteenth of float32
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -29,6 +31,12 @@ from lowerkit.targets.cpu.kernels.softmax_rows import (
 _NOTHING = -3.4028234663852886e38
 #: From here on float32 numbers are further apart than the exponential reaches.
 _FAR = 2.0**100
+#: Partial results of a row, at most: as many as there are accumulators in registers, and more for rows so long
+#: that one sum would show its rounding errors.
+_PARTIALS, _LONG, _PARTIALS_OF_LONG = 64, 1 << 14, 1024
+
+Pair = tuple[tvm.ir.Expr, tvm.ir.Expr]
+Join = Callable[[Pair, Pair], Pair]
 
 
 def online_softmax(
@@ -37,17 +45,14 @@ def online_softmax(
     """Softmax of float32 `inputs[0]` over `axis`; pairs are (maximum, sum of exponentials below it)."""
     p = _polynomial()
 
-    def joined(a: tuple[tvm.ir.Expr, ...], b: tuple[tvm.ir.Expr, ...]) -> tuple[tvm.ir.Expr, ...]:
+    def join(a: Pair, b: Pair) -> Pair:
         largest = tirx.max(a[0], b[0])
         return largest, a[1] * exponential(a[0] - largest, p) + b[1] * exponential(b[0] - largest, p)
 
     def softmax(data: te.Tensor) -> te.Tensor:
-        rows, width = data.shape
-        k = te.reduce_axis((0, width), "k")
-        join = te.comm_reducer(joined, lambda *_: (f32(_NOTHING), f32(0)), name="join")
-        largest, total = te.compute((rows,), lambda i: join((data[i, k], f32(1)), axis=k), name="normaliser")
+        largest, total = _reduce(data, lambda x: (x, f32(1)), join, (_NOTHING, 0))
         return te.compute(
-            (rows, width), lambda i, j: exponential(data[i, j] - largest[i], p) / total[i], name="softmax"
+            data.shape, lambda i, j: exponential(data[i, j] - largest[i], p) / total[i], name="softmax"
         )
 
     return by_rows(bb, softmax, inputs[0], attributes, "online_softmax")
@@ -59,11 +64,11 @@ def two_pass_softmax(
     """Softmax of float32 `inputs[0]` over `axis`; pairs are (mantissa, exponent of two)."""
     coefficients = [f32(float(c)) for c in _polynomial().array()]
 
-    def joined(a: tuple[tvm.ir.Expr, ...], b: tuple[tvm.ir.Expr, ...]) -> tuple[tvm.ir.Expr, ...]:
+    def join(a: Pair, b: Pair) -> Pair:
         top = tirx.max(a[1], b[1])
         return a[0] * power_of_two(a[1] - top) + b[0] * power_of_two(b[1] - top), top
 
-    def pair(x: tvm.ir.Expr) -> tuple[tvm.ir.Expr, tvm.ir.Expr]:
+    def pair(x: tvm.ir.Expr) -> Pair:
         """(e^r, n) of e^x = e^r 2^n; far from 0, where the product would overflow, n only has to grow with x."""
         near = tirx.all(x < f32(_FAR), x > f32(-_FAR))
         n = exponent_of(x)
@@ -72,18 +77,31 @@ def two_pass_softmax(
         return horner(coefficients, rest), tirx.Select(near, n, far)
 
     def softmax(data: te.Tensor) -> te.Tensor:
-        rows, width = data.shape
-        k = te.reduce_axis((0, width), "k")
-        join = te.comm_reducer(joined, lambda *_: (f32(0), f32(_NOTHING)), name="join")
-        total, top = te.compute((rows,), lambda i: join(pair(data[i, k]), axis=k), name="normaliser")
+        total, top = _reduce(data, pair, join, (0, _NOTHING))
 
         def quotient(i: tvm.ir.Expr, j: tvm.ir.Expr) -> tvm.ir.Expr:
             mantissa, n = pair(data[i, j])
             return mantissa * power_of_two(n - top[i]) / total[i]
 
-        return te.compute((rows, width), quotient, name="softmax")
+        return te.compute(data.shape, quotient, name="softmax")
 
     return by_rows(bb, softmax, inputs[0], attributes, "two_pass_softmax")
+
+
+def _reduce(
+    data: te.Tensor, pair: Callable[[tvm.ir.Expr], Pair], join: Join, nothing: tuple[float, float]
+) -> tuple[te.Tensor, te.Tensor]:
+    """Every row's elements as pairs, joined: first within lanes that are so many elements apart, then those."""
+    rows, width = (int(dim) for dim in data.shape)
+    lanes = math.gcd(width, _PARTIALS_OF_LONG if width >= _LONG else _PARTIALS)
+    reducer = te.comm_reducer(join, lambda *_: tuple(map(f32, nothing)), name="join")
+    k, lane = te.reduce_axis((0, width // lanes), "k"), te.reduce_axis((0, lanes), "lane")
+    parts = te.compute(
+        (rows, lanes), lambda i, j: reducer(pair(data[i, k * lanes + j]), axis=k), name="partial"
+    )
+    return te.compute(
+        (rows,), lambda i: reducer((parts[0][i, lane], parts[1][i, lane]), axis=lane), name="normaliser"
+    )
 
 
 @functools.cache
