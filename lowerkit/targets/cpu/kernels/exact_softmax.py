@@ -1,7 +1,8 @@
-"""lowerkit::OnlineSoftmax and lowerkit::TwoPassSoftmax as kernels that read a row twice.
+"""lowerkit::OnlineSoftmax and lowerkit::TwoPassSoftmax as kernels that read a row from memory twice.
 
-The first pass keeps, for each lane of a vector, a pair that stands for the sum of exponentials so far; pairs of
-lanes are joined at the end by the same rule. The second pass writes the quotients. The exponential is a
+The first pass takes a row in blocks that stay in cache: of each it finds the largest element (or exponent) and the
+sum of the exponentials relative to that, and such pairs are joined by the methods' own rule. The second pass
+writes the quotients, with the exponentials computed anew rather than kept in memory. The exponential is a
 polynomial of degree 7, whose relative error (2^-28.9) is a sixteenth of float32's rounding.
 """
 
@@ -12,8 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import tvm
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from lowerkit.numerics.polynomial import Polynomial
 from lowerkit.passes.softmax.poly_exp import PolyExp
@@ -27,81 +28,104 @@ from lowerkit.targets.cpu.kernels.softmax_rows import (
     reduced,
 )
 
-#: The lowest number, and finite: differences with it are no NaN.
-_NOTHING = -3.4028234663852886e38
+#: Elements of a block, 16 KiB, half of a first-level cache; and the fewest that are worth one.
+_BLOCK, _SHORTEST = 4096, 512
 #: From here on float32 numbers are further apart than the exponential reaches.
 _FAR = 2.0**100
-#: Partial results of a row, at most: as many as there are accumulators in registers, and more for rows so long
-#: that one sum would show its rounding errors.
-_PARTIALS, _LONG, _PARTIALS_OF_LONG = 64, 1 << 14, 1024
-
-Pair = tuple[tvm.ir.Expr, tvm.ir.Expr]
-Join = Callable[[Pair, Pair], Pair]
 
 
 def online_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
-    """Softmax of float32 `inputs[0]` over `axis`; pairs are (maximum, sum of exponentials below it)."""
+    """Softmax of float32 `inputs[0]` over `axis`; the pairs are (maximum, sum of exponentials below it)."""
     p = _polynomial()
 
-    def join(a: Pair, b: Pair) -> Pair:
-        largest = tirx.max(a[0], b[0])
-        return largest, a[1] * exponential(a[0] - largest, p) + b[1] * exponential(b[0] - largest, p)
+    def factor(x: Expr, top: Expr) -> Expr:
+        return exponential(x - top, p)
 
-    def softmax(data: te.Tensor) -> te.Tensor:
-        largest, total = _reduce(data, lambda x: (x, f32(1)), join, (_NOTHING, 0))
-        return te.compute(
-            data.shape, lambda i, j: exponential(data[i, j] - largest[i], p) / total[i], name="softmax"
-        )
-
-    return by_rows(bb, softmax, inputs[0], attributes, "online_softmax")
+    return _softmax(bb, inputs[0], attributes, lambda x: x, factor, factor)
 
 
 def two_pass_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
-    """Softmax of float32 `inputs[0]` over `axis`; pairs are (mantissa, exponent of two)."""
+    """Softmax of float32 `inputs[0]` over `axis`; the pairs are (largest exponent of two, sum of mantissas)."""
     coefficients = [f32(float(c)) for c in _polynomial().array()]
 
-    def join(a: Pair, b: Pair) -> Pair:
-        top = tirx.max(a[1], b[1])
-        return a[0] * power_of_two(a[1] - top) + b[0] * power_of_two(b[1] - top), top
-
-    def pair(x: tvm.ir.Expr) -> Pair:
-        """(e^r, n) of e^x = e^r 2^n; far from 0, where the product would overflow, n only has to grow with x."""
-        near = tirx.all(x < f32(_FAR), x > f32(-_FAR))
-        n = exponent_of(x)
+    def exponent(x: Expr) -> Expr:
+        # Far from 0, where the product would overflow, the exponent only has to grow with x.
         far = x * f32(0.5) + tirx.Select(x > f32(0), f32(_FAR), f32(-_FAR))
-        rest = tirx.Select(near, reduced(x, n), tirx.Select(tirx.isnan(x), x, f32(0)))
-        return horner(coefficients, rest), tirx.Select(near, n, far)
+        return tirx.Select(_is_near(x), exponent_of(x), far)
 
-    def softmax(data: te.Tensor) -> te.Tensor:
-        total, top = _reduce(data, pair, join, (0, _NOTHING))
+    def term(x: Expr, top: Expr) -> Expr:
+        rest = tirx.Select(_is_near(x), reduced(x, exponent_of(x)), tirx.Select(tirx.isnan(x), x, f32(0)))
+        return horner(coefficients, rest) * power_of_two(exponent(x) - top)
 
-        def quotient(i: tvm.ir.Expr, j: tvm.ir.Expr) -> tvm.ir.Expr:
-            mantissa, n = pair(data[i, j])
-            return mantissa * power_of_two(n - top[i]) / total[i]
-
-        return te.compute(data.shape, quotient, name="softmax")
-
-    return by_rows(bb, softmax, inputs[0], attributes, "two_pass_softmax")
+    return _softmax(bb, inputs[0], attributes, exponent, term, lambda n, top: power_of_two(n - top))
 
 
-def _reduce(
-    data: te.Tensor, pair: Callable[[tvm.ir.Expr], Pair], join: Join, nothing: tuple[float, float]
-) -> tuple[te.Tensor, te.Tensor]:
-    """Every row's elements as pairs, joined: first within lanes that are so many elements apart, then those."""
-    rows, width = (int(dim) for dim in data.shape)
-    lanes = math.gcd(width, _PARTIALS_OF_LONG if width >= _LONG else _PARTIALS)
-    reducer = te.comm_reducer(join, lambda *_: tuple(map(f32, nothing)), name="join")
-    k, lane = te.reduce_axis((0, width // lanes), "k"), te.reduce_axis((0, lanes), "lane")
-    parts = te.compute(
-        (rows, lanes), lambda i, j: reducer(pair(data[i, k * lanes + j]), axis=k), name="partial"
-    )
-    return te.compute(
-        (rows,), lambda i: reducer((parts[0][i, lane], parts[1][i, lane]), axis=lane), name="normaliser"
-    )
+def _is_near(x: Expr) -> Expr:
+    return tirx.all(x < f32(_FAR), x > f32(-_FAR))
+
+
+def _softmax(
+    bb: relax.BlockBuilder,
+    x: relax.Expr,
+    attributes: dict[str, Any],
+    exponent: Callable[[Expr], Expr],
+    term: Callable[[Expr, Expr], Expr],
+    factor: Callable[[Expr, Expr], Expr],
+) -> relax.Expr:
+    """`term(x, top) / sum term(x, top)` with top the largest `exponent(x)` of the row.
+
+    `factor(top', top)` makes a sum relative to top' one relative to top.
+    """
+    shape = [int(dim) for dim in x.ty.shape]
+    width = shape[int(attributes.get("axis", -1)) % len(shape)]
+    blocks = width // math.gcd(width, _BLOCK) if width > _BLOCK else 1
+    if width // blocks < _SHORTEST:
+        blocks = 1
+
+    def normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
+        rows, count = data.shape
+        k, m = te.reduce_axis((0, count), "k"), te.reduce_axis((0, count), "m")
+        top = te.compute((rows,), lambda i: te.max(exponent(data[i, k]), axis=k), name="top")
+        return top, te.compute((rows,), lambda i: te.sum(term(data[i, m], top[i]), axis=m), name="total")
+
+    def quotients(data: te.Tensor, top: te.Tensor, total: te.Tensor) -> te.Tensor:
+        return te.compute(data.shape, lambda i, j: term(data[i, j], top[i]) / total[i], name="softmax")
+
+    def pairs_of(data: te.Tensor) -> te.Tensor:
+        top, total = normaliser(data)
+        # One tensor, because all that a row leaves has to be in its last loop.
+        return te.compute(
+            (data.shape[0], 2), lambda i, j: tirx.Select(j == 0, top[i], total[i]), name="pairs"
+        )
+
+    def joined(data: te.Tensor, pairs: te.Tensor) -> te.Tensor:
+        k, m = te.reduce_axis((0, blocks), "k"), te.reduce_axis((0, blocks), "m")
+        rows = (data.shape[0],)
+        top = te.compute(rows, lambda i: te.max(pairs[i * blocks + k, 0], axis=k), name="top")
+        total = te.compute(
+            rows,
+            lambda i: te.sum(pairs[i * blocks + m, 1] * factor(pairs[i * blocks + m, 0], top[i]), axis=m),
+            name="total",
+        )
+        return quotients(data, top, total)
+
+    def in_blocks(data: relax.Expr) -> relax.Expr:
+        rows = int(data.ty.shape[0])
+        parts = bb.normalize(relax.op.reshape(data, (rows * blocks, width // blocks)))
+        pairs = bb.emit_te(pairs_of, parts, primfunc_name_hint="softmax_blocks")
+        return bb.emit_te(joined, data, pairs, primfunc_name_hint="softmax_quotients")
+
+    def at_once(data: te.Tensor) -> te.Tensor:
+        return quotients(data, *normaliser(data))
+
+    def rows_of(data: relax.Expr) -> relax.Expr:
+        return in_blocks(data) if blocks > 1 else bb.emit_te(at_once, data, primfunc_name_hint="softmax")
+
+    return by_rows(bb, rows_of, x, attributes)
 
 
 @functools.cache

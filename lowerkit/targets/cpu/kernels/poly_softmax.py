@@ -35,4 +35,7 @@ def poly_softmax(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: d
         total = te.compute((rows,), lambda i: te.sum(e[i, m], axis=m), name="total")
         return te.compute((rows, width), lambda i, j: e[i, j] / total[i], name="softmax")
 
-    return by_rows(bb, softmax, x, attributes, "poly_softmax", [coefficients])
+    def rows_of(data: relax.Expr) -> relax.Expr:
+        return bb.emit_te(softmax, data, coefficients, primfunc_name_hint="poly_softmax")
+
+    return by_rows(bb, rows_of, x, attributes)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 
 from lowerkit.numerics.polynomial import Polynomial
 
@@ -17,26 +17,22 @@ _LN2_HIGH, _LN2_REST = 0.693359375, 2.12194440054690583e-4
 #: Of exponent -127 the bits are 0, and so is what they stand for.
 _LEAST = -127
 
-#: (data of shape [rows, width], further tensors) -> result of shape [rows, width].
-Rows = Callable[..., te.Tensor]
-
 
 def by_rows(
     bb: relax.BlockBuilder,
-    compute: Rows,
+    compute: Callable[[relax.Expr], relax.Expr],
     x: relax.Expr,
     attributes: dict[str, Any],
-    name: str,
-    others: Sequence[relax.Expr] = (),
 ) -> relax.Expr:
-    """`compute` on `x` with attribute `axis` as rows, every other axis flattened; the shape comes back."""
+    """`compute` on `x` as [rows, width], the attribute `axis` last and all others flattened; and back."""
     shape = [int(dim) for dim in x.ty.shape]
     axis = int(attributes.get("axis", -1)) % len(shape)
     order = [*(i for i in range(len(shape)) if i != axis), axis]
+    if order == [0, 1]:  # a reshape would be a copy
+        return compute(x)
     moved = x if axis == len(shape) - 1 else bb.normalize(relax.op.permute_dims(x, order))
     rows, width = math.prod(shape) // max(shape[axis], 1), shape[axis]
-    flat = bb.normalize(relax.op.reshape(moved, (rows, width)))
-    y = bb.emit_te(compute, flat, *others, primfunc_name_hint=name)
+    y = compute(bb.normalize(relax.op.reshape(moved, (rows, width))))
     y = bb.normalize(relax.op.reshape(y, [shape[i] for i in order]))
     if axis == len(shape) - 1:
         return y
@@ -54,12 +50,8 @@ def exponent_of(z: tvm.ir.Expr) -> tvm.ir.Expr:
 
 
 def reduced(z: tvm.ir.Expr, n: tvm.ir.Expr) -> tvm.ir.Expr:
-    """r of e^z = e^r 2^n, within half of ln 2; exact but for the rounding of ln 2's second part."""
-    return _fma(n, f32(_LN2_REST), _fma(n, f32(-_LN2_HIGH), z))
-
-
-def _fma(a: tvm.ir.Expr, b: tvm.ir.Expr, c: tvm.ir.Expr) -> tvm.ir.Expr:
-    return tirx.call_llvm_pure_intrin("float32", "llvm.fma", a, b, c)
+    """r of e^z = e^r 2^n, within half of ln 2."""
+    return z - n * f32(_LN2_HIGH) + n * f32(_LN2_REST)
 
 
 def power_of_two(n: tvm.ir.Expr) -> tvm.ir.Expr:

@@ -30,9 +30,8 @@ def schedule_rows(schedule: s_tir.Schedule, lanes: int) -> None:
     if is_reduction(schedule, blocks[-1]):
         blocks.append(schedule.cache_write(blocks[-1], 0, "global"))
     shared = _shared_axes(schedule, blocks)
-    own = [block for block in blocks if _has_lanes(schedule, block, shared)]
-    parts = [[block] if block in own else _by_lanes(schedule, block, lanes) for block in blocks]
-    partials = [part[0] for part in parts if len(part) > 1 or part[0] in own]
+    parts = [_by_lanes(schedule, block, lanes) for block in blocks]
+    partials = [part[0] for part in parts if len(part) > 1]
     *inner, final = [block for part in parts for block in part]
     row = fuse_parallel(schedule, list(schedule.get_loops(final)[:shared]))
     if row is None and inner:
@@ -57,14 +56,9 @@ def _shared_axes(schedule: s_tir.Schedule, blocks: list[SBlockRV]) -> int:
             break
         shared += 1
     reduced = [shape for shape, block in zip(shapes, blocks, strict=True) if is_reduction(schedule, block)]
-    if any(len([n for n in shape[shared:] if n > 1]) > 1 for shape in reduced):
+    if any(len([n for n in shape[shared:] if n > 1]) for shape in reduced):
         raise NotApplicable("a reduction is not by rows")
     return shared
-
-
-def _has_lanes(schedule: s_tir.Schedule, block: SBlockRV, shared: int) -> bool:
-    """Whether a reduction keeps partial results along an axis of its own already."""
-    return is_reduction(schedule, block) and spatial_rank(schedule, block) > shared
 
 
 def _by_lanes(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> list[SBlockRV]:
@@ -76,8 +70,6 @@ def _by_lanes(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> list[SBl
     extent = int(schedule.get(last).extent)
     if extent % lanes or extent < 2 * lanes:
         return [block]
-    partials = lanes
-    if extent >= _LONG and extent % _PARTIALS == 0:
-        partials = _PARTIALS
+    partials = _PARTIALS if extent >= _LONG and extent % _PARTIALS == 0 else lanes
     _, lane = schedule.split(last, [None, partials])
     return [schedule.rfactor(lane, 0), block]
