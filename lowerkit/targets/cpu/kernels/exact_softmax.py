@@ -30,8 +30,9 @@ from lowerkit.targets.cpu.kernels.softmax_rows import (
 
 #: Elements of a block, 16 KiB, half of a first-level cache; and the fewest that are worth one.
 _BLOCK, _SHORTEST = 4096, 512
-#: From here on float32 numbers are further apart than the exponential reaches.
-_FAR = 2.0**100
+_FAR = 2.0**126
+#: Of the reduced argument: half of ln 2, and what rounding may add.
+_REACH = 0.36
 
 
 def online_softmax(
@@ -53,19 +54,22 @@ def two_pass_softmax(
     coefficients = [f32(float(c)) for c in _polynomial().array()]
 
     def exponent(x: Expr) -> Expr:
-        # Far from 0, where the product would overflow, the exponent only has to grow with x.
-        far = x * f32(0.5) + tirx.Select(x > f32(0), f32(_FAR), f32(-_FAR))
-        return tirx.Select(_is_near(x), exponent_of(x), far)
+        return exponent_of(_compressed(x))
 
     def term(x: Expr, top: Expr) -> Expr:
-        rest = tirx.Select(_is_near(x), reduced(x, exponent_of(x)), tirx.Select(tirx.isnan(x), x, f32(0)))
-        return horner(coefficients, rest) * power_of_two(exponent(x) - top)
+        n = exponent(x)
+        # What is so far that nothing is left of its remainder, and an infinity, which has none, get any; a NaN
+        # stays one.
+        rest = tirx.min(tirx.max(reduced(_compressed(x), n), f32(-_REACH)), f32(_REACH))
+        return horner(coefficients, tirx.Select(tirx.isnan(x), x, rest)) * power_of_two(n - top)
 
     return _softmax(bb, inputs[0], attributes, exponent, term, lambda n, top: power_of_two(n - top))
 
 
-def _is_near(x: Expr) -> Expr:
-    return tirx.all(x < f32(_FAR), x > f32(-_FAR))
+def _compressed(x: Expr) -> Expr:
+    """x, and beyond 2^126 what grows more slowly, so that x / ln 2 does not overflow."""
+    near = tirx.min(f32(_FAR), tirx.max(f32(-_FAR), x))
+    return near + (x - near) * f32(0.25)
 
 
 def _softmax(
