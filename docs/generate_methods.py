@@ -44,23 +44,23 @@ def _table(classes: list[type[Method]]) -> str:
     ]
     for cls in classes:
         bound = cls().bound()
+        domain = _prose(bound.domain) if bound else "–"
         operators = ", ".join(sorted(cls.functions))
         name = f"[`{cls.name}`](#{_anchor(cls)})"
-        rows.append(
-            (cls.family, name, operators, cls.contract.value, _bound(cls), _prose(bound.domain), cls.source)
-        )
+        rows.append((cls.family, name, operators, cls.contract.value, _bound(cls), domain, cls.source))
     return (
         "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
     )
 
 
 def _section(cls: type[Method]) -> str:
+    bound = cls().bound()
     operators = ", ".join(f"`lowerkit::{cls.functions[op].name}` for {op}" for op in sorted(cls.functions))
     options = [f"`{field.name}` = {field.default!r}" for field in dataclasses.fields(cls)]
     facts = [
         f"- contract: {cls.contract.value}",
         f"- bound: {_bound(cls)}",
-        f"- domain: {_prose(cls().bound().domain)}",
+        *([f"- domain: {_prose(bound.domain)}"] if bound else []),
         f"- options: {', '.join(options) or 'none'}",
         f"- operator: {operators}",
         f"- source: {cls.source}",
@@ -81,6 +81,8 @@ def _anchor(cls: type[Method]) -> str:
 
 def _bound(cls: type[Method]) -> str:
     bound = cls().bound()
+    if bound is None:
+        return "none: another function"
     if bound.value == 0:
         return "rounding alone"
     # Rounded up: a bound must not be printed smaller than it is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import onnx_ir as ir
 from lowerkit import artifact as artifact_files
 from lowerkit import pipeline
 from lowerkit.artifact import Artifact
-from lowerkit.errors import PlanError, UnsupportedError
+from lowerkit.errors import LowerkitWarning, PlanError, UnsupportedError
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
+from lowerkit.passes.base import Contract
 from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.pipeline import Progress, Stages
 from lowerkit.plan import Plan
@@ -126,7 +128,10 @@ def compile(
         digest = hashlib.sha256((directory / artifact_files.ORIGINAL).read_bytes()).hexdigest()
         artifact_files.write_manifest(directory, {"name": source.name, "sha256": digest}, original, plan)
         stages.start("validate")
-        _self_check(Artifact.load(directory), chosen, original, canonical, lowered, samples, synthetic)
+        checked = _self_check(
+            Artifact.load(directory), chosen, original, canonical, lowered, samples, synthetic
+        )
+    _warn_of_replacements(checked)
     return Artifact.load(output)
 
 
@@ -201,7 +206,7 @@ def _self_check(
     lowered: ir.Model,
     samples: Sequence[Mapping[str, np.ndarray]],
     synthetic: bool,
-) -> None:
+) -> Validation:
     """Validate a new artifact on the calibration samples; refuse it when its arithmetic is wrong."""
     validation = validate_models(
         original,
@@ -227,6 +232,28 @@ def _self_check(
             hint="this is a fault of the target's compiler; choose another method or shape, and report it",
         )
     write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    return validation
+
+
+def _warn_of_replacements(validation: Validation) -> None:
+    """Say what another function in a trained model's place cost, and what would repair it."""
+    replaced = [choice for choice in validation.choices if choice.contract == Contract.REPLACE.value]
+    if not replaced:
+        return
+    names = ", ".join(sorted({choice.method for choice in replaced}))
+    output = validation.outputs[0]
+    kept = (
+        f"agrees with the original in {output.agreement.lowered:.1%} of its largest elements"
+        if output.agreement
+        else f"has cosine similarity {output.error.method.cosine:.4f} with the original's"
+    )
+    warnings.warn(
+        f"{names} in {len(replaced)} nodes is another function than the model was trained with: "
+        f"output '{output.name}' {kept} on calibration samples; "
+        "train or fine-tune the model with it, or choose an approximate method",
+        LowerkitWarning,
+        stacklevel=3,
+    )
 
 
 def _first_wrong(

@@ -65,10 +65,10 @@ class MethodRow:
     contract: str
     replaces: tuple[str, ...]
     options: Mapping[str, Any]
-    error: float
-    error_kind: str
-    domain: str
-    evidence: str
+    error: float | None
+    error_kind: str | None
+    domain: str | None
+    evidence: str | None
     source: str
     cost: Mapping[str, str]
 
@@ -97,10 +97,10 @@ def pass_list() -> PassList:
                 contract=cls.contract.value,
                 replaces=tuple(sorted(cls.functions)),
                 options=options_of(method),
-                error=bound.value,
-                error_kind=bound.kind,
-                domain=bound.domain,
-                evidence=bound.evidence.value,
+                error=bound.value if bound else None,
+                error_kind=bound.kind if bound else None,
+                domain=bound.domain if bound else None,
+                evidence=bound.evidence.value if bound else None,
                 source=cls.source,
                 cost=dict(cls.cost),
             )
@@ -113,6 +113,13 @@ def first_sentence(thing: Any) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
 
 
+def _bound(method: MethodRow) -> str:
+    if method.error is None:
+        return "none: another function"
+    error = f"{method.error:.1e} {method.error_kind}" if method.error else "rounding"
+    return f"{error}, {method.evidence}"
+
+
 def passes(listing: PassList) -> list[RenderableType]:
     """Tables of passes and methods."""
     order = Table("pass", "what it does", title="Canonicalisation, in order", title_justify="left")
@@ -122,10 +129,7 @@ def passes(listing: PassList) -> list[RenderableType]:
         "family", "method", "contract", "error bound", "domain", title="Methods", title_justify="left"
     )
     for method in listing.methods:
-        error = f"{method.error:.1e} {method.error_kind}" if method.error else "rounding"
-        table.add_row(
-            method.family, method.name, method.contract, f"{error}, {method.evidence}", method.domain
-        )
+        table.add_row(method.family, method.name, method.contract, _bound(method), method.domain or "–")
     return [order, table, "`keep` leaves a node to the target. docs/methods.md has the derivations."]
 
 

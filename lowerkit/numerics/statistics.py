@@ -13,6 +13,8 @@ BINS = 2048
 LARGEST = 1e150
 #: No histogram is narrower than 2**this, which is below every float32.
 SMALLEST_EXPONENT = -200
+#: Batches are kept whole as examples until they hold this many elements.
+EXAMPLE_ELEMENTS = 1 << 18
 
 
 @dataclass
@@ -22,7 +24,8 @@ class TensorStats:
     Channels and rows are along the last axis: `channel_min[c]` is over all positions of channel c, while
     `row_variance` and `row_spread` (max - min) hold the smallest and largest value over all rows.
     Non-finite values are counted and left out of everything else. `histogram_limit` is the 2**k of the
-    histogram, the smallest above every |value|, and 0 while there was nothing but zeros.
+    histogram, the smallest above every |value|, and 0 while there was nothing but zeros. `examples` are the
+    first batches as they came, in float32, for methods that fit themselves to whole rows.
     """
 
     count: int = 0
@@ -37,6 +40,7 @@ class TensorStats:
     row_spread: tuple[float, float] = (np.inf, -np.inf)
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     histogram_limit: float = 0.0
+    examples: list[np.ndarray] = field(default_factory=list)
 
     @property
     def std(self) -> float:
@@ -51,6 +55,9 @@ class TensorStats:
         x = np.asarray(array, np.float64)
         if x.size == 0:
             return
+        if sum(example.size for example in self.examples) + x.size <= EXAMPLE_ELEMENTS or not self.examples:
+            with np.errstate(over="ignore"):
+                self.examples.append(np.asarray(array, np.float32))
         finite = np.abs(x) <= LARGEST
         good = x[finite]
         self.nonfinite += x.size - good.size

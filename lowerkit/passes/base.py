@@ -74,8 +74,8 @@ class Method(ABC):
         return cls(**options)
 
     @abstractmethod
-    def bound(self) -> Bound:
-        """The error bound for these options."""
+    def bound(self) -> Bound | None:
+        """The error bound for these options; None for another function (contract `replace`)."""
 
     def refuses(self, node: ir.Node) -> str | None:
         """Why this method cannot replace `node`, or None."""

@@ -44,9 +44,12 @@ def test_metadata_is_complete(cls: type[Method]) -> None:
     assert all(line and "\n" not in line for line in cls.cost.values())
     assert cls.functions
     bound = cls().bound()
+    assert (bound is None) == (cls.contract is Contract.REPLACE)
+    if bound is None:
+        return
     assert bound.kind in ("absolute", "relative")
     assert bound.domain
-    assert 0 <= bound.value < 0.01
+    assert 0 <= bound.value < 0.5
     assert (bound.value == 0) == (cls.contract is Contract.EXACT)
     assert cls.contract is not Contract.EXACT or bound.evidence is Evidence.PROVED
 
@@ -61,7 +64,9 @@ def test_bodies_are_valid_standard_onnx(cls: type[Method]) -> None:
         model = model_for(op)
         before = run(model, X)
         after = run(lower(cls(), model), X)
-        assert np.abs(after - before).max() <= cls().bound().value * max(1, np.abs(before).max()) + 1e-6
+        bound = cls().bound()
+        if bound is not None:
+            assert np.abs(after - before).max() <= bound.value * max(1, np.abs(before).max()) + 1e-6
 
 
 @each_method

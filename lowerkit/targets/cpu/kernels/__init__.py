@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowerkit.targets.cpu.importer import Converter
+from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_softmax
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
@@ -12,7 +13,9 @@ from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
 CONVERTERS: dict[str, Converter] = {
     "Gather": gather,
     "LayerNormalization": layer_normalization,
+    "OnlineSoftmax": online_softmax,
     "PolySoftmax": poly_softmax,
     "ReduceMax": reduce_max,
     "ReduceMin": reduce_min,
+    "TwoPassSoftmax": two_pass_softmax,
 }

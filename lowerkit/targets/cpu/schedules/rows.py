@@ -20,6 +20,9 @@ from lowerkit.targets.cpu.schedules.blocks import (
     split_vector,
 )
 
+#: A sum over so many elements keeps more partial sums than lanes, or its rounding errors would show.
+_LONG, _PARTIALS = 1 << 16, 1 << 10
+
 
 def schedule_rows(schedule: s_tir.Schedule, lanes: int) -> None:
     """Schedule a function whose blocks share their outer axes. Raises NotApplicable."""
@@ -38,9 +41,9 @@ def schedule_rows(schedule: s_tir.Schedule, lanes: int) -> None:
     for block in (*inner, final):
         loops = list(schedule.get_loops(block)[1:])
         if block in partials:
-            # The lanes are the first axis of a partial result.
+            # The partial results are the first axis.
             schedule.reorder(*loops[1:], loops[0])
-            schedule.vectorize(loops[0])
+            split_vector(schedule, loops[0], lanes)
         elif not is_reduction(schedule, block) and loops:
             split_vector(schedule, loops[-1], lanes)
 
@@ -67,5 +70,6 @@ def _by_lanes(schedule: s_tir.Schedule, block: SBlockRV, lanes: int) -> list[SBl
     extent = int(schedule.get(last).extent)
     if extent % lanes or extent < 2 * lanes:
         return [block]
-    _, lane = schedule.split(last, [None, lanes])
+    partials = _PARTIALS if extent >= _LONG and extent % _PARTIALS == 0 else lanes
+    _, lane = schedule.split(last, [None, partials])
     return [schedule.rfactor(lane, 0), block]

@@ -1,0 +1,137 @@
+"""lowerkit::OnlineSoftmax and lowerkit::TwoPassSoftmax as kernels that read a row from memory twice.
+
+The first pass takes a row in blocks that stay in cache: of each it finds the largest element (or exponent) and the
+sum of the exponentials relative to that, and such pairs are joined by the methods' own rule. The second pass
+writes the quotients, with the exponentials computed anew rather than kept in memory. The exponential is a
+polynomial of degree 7, whose relative error (2^-28.9) is a sixteenth of float32's rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax, te, tirx
+from tvm.ir import Expr
+
+from lowerkit.numerics.polynomial import Polynomial
+from lowerkit.passes.softmax.poly_exp import PolyExp
+from lowerkit.targets.cpu.kernels.softmax_rows import (
+    by_rows,
+    exponent_of,
+    exponential,
+    f32,
+    horner,
+    power_of_two,
+    reduced,
+)
+
+#: Elements of a block, 16 KiB, half of a first-level cache; and the fewest that are worth one.
+_BLOCK, _SHORTEST = 4096, 512
+_FAR = 2.0**126
+#: Of the reduced argument: half of ln 2, and what rounding may add.
+_REACH = 0.36
+
+
+def online_softmax(
+    bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
+) -> relax.Expr:
+    """Softmax of float32 `inputs[0]` over `axis`; the pairs are (maximum, sum of exponentials below it)."""
+    p = _polynomial()
+
+    def factor(x: Expr, top: Expr) -> Expr:
+        return exponential(x - top, p)
+
+    return _softmax(bb, inputs[0], attributes, lambda x: x, factor, factor)
+
+
+def two_pass_softmax(
+    bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
+) -> relax.Expr:
+    """Softmax of float32 `inputs[0]` over `axis`; the pairs are (largest exponent of two, sum of mantissas)."""
+    coefficients = [f32(float(c)) for c in _polynomial().array()]
+
+    def exponent(x: Expr) -> Expr:
+        return exponent_of(_compressed(x))
+
+    def term(x: Expr, top: Expr) -> Expr:
+        n = exponent(x)
+        # What is so far that nothing is left of its remainder, and an infinity, which has none, get any; a NaN
+        # stays one.
+        rest = tirx.min(tirx.max(reduced(_compressed(x), n), f32(-_REACH)), f32(_REACH))
+        return horner(coefficients, tirx.Select(tirx.isnan(x), x, rest)) * power_of_two(n - top)
+
+    return _softmax(bb, inputs[0], attributes, exponent, term, lambda n, top: power_of_two(n - top))
+
+
+def _compressed(x: Expr) -> Expr:
+    """x, and beyond 2^126 what grows more slowly, so that x / ln 2 does not overflow."""
+    near = tirx.min(f32(_FAR), tirx.max(f32(-_FAR), x))
+    return near + (x - near) * f32(0.25)
+
+
+def _softmax(
+    bb: relax.BlockBuilder,
+    x: relax.Expr,
+    attributes: dict[str, Any],
+    exponent: Callable[[Expr], Expr],
+    term: Callable[[Expr, Expr], Expr],
+    factor: Callable[[Expr, Expr], Expr],
+) -> relax.Expr:
+    """`term(x, top) / sum term(x, top)` with top the largest `exponent(x)` of the row.
+
+    `factor(top', top)` makes a sum relative to top' one relative to top.
+    """
+    shape = [int(dim) for dim in x.ty.shape]
+    width = shape[int(attributes.get("axis", -1)) % len(shape)]
+    blocks = width // math.gcd(width, _BLOCK) if width > _BLOCK else 1
+    if width // blocks < _SHORTEST:
+        blocks = 1
+
+    def normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
+        rows, count = data.shape
+        k, m = te.reduce_axis((0, count), "k"), te.reduce_axis((0, count), "m")
+        top = te.compute((rows,), lambda i: te.max(exponent(data[i, k]), axis=k), name="top")
+        return top, te.compute((rows,), lambda i: te.sum(term(data[i, m], top[i]), axis=m), name="total")
+
+    def quotients(data: te.Tensor, top: te.Tensor, total: te.Tensor) -> te.Tensor:
+        return te.compute(data.shape, lambda i, j: term(data[i, j], top[i]) / total[i], name="softmax")
+
+    def pairs_of(data: te.Tensor) -> te.Tensor:
+        top, total = normaliser(data)
+        # One tensor, because all that a row leaves has to be in its last loop.
+        return te.compute(
+            (data.shape[0], 2), lambda i, j: tirx.Select(j == 0, top[i], total[i]), name="pairs"
+        )
+
+    def joined(data: te.Tensor, pairs: te.Tensor) -> te.Tensor:
+        k, m = te.reduce_axis((0, blocks), "k"), te.reduce_axis((0, blocks), "m")
+        rows = (data.shape[0],)
+        top = te.compute(rows, lambda i: te.max(pairs[i * blocks + k, 0], axis=k), name="top")
+        total = te.compute(
+            rows,
+            lambda i: te.sum(pairs[i * blocks + m, 1] * factor(pairs[i * blocks + m, 0], top[i]), axis=m),
+            name="total",
+        )
+        return quotients(data, top, total)
+
+    def in_blocks(data: relax.Expr) -> relax.Expr:
+        rows = int(data.ty.shape[0])
+        parts = bb.normalize(relax.op.reshape(data, (rows * blocks, width // blocks)))
+        pairs = bb.emit_te(pairs_of, parts, primfunc_name_hint="softmax_blocks")
+        return bb.emit_te(joined, data, pairs, primfunc_name_hint="softmax_quotients")
+
+    def at_once(data: te.Tensor) -> te.Tensor:
+        return quotients(data, *normaliser(data))
+
+    def rows_of(data: relax.Expr) -> relax.Expr:
+        return in_blocks(data) if blocks > 1 else bb.emit_te(at_once, data, primfunc_name_hint="softmax")
+
+    return by_rows(bb, rows_of, x, attributes)
+
+
+@functools.cache
+def _polynomial() -> Polynomial:
+    return PolyExp(degree=7).polynomial()

@@ -1,0 +1,78 @@
+"""What the softmax kernels share: rows on the last axis, and exponentials in registers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from lowerkit.numerics.polynomial import Polynomial
+
+_LOG2E = 1.4426950408889634
+#: ln 2 in two parts, the first short enough that its product with an exponent is exact.
+_LN2_HIGH, _LN2_REST = 0.693359375, 2.12194440054690583e-4
+#: Of exponent -127 the bits are 0, and so is what they stand for.
+_LEAST = -127
+
+
+def by_rows(
+    bb: relax.BlockBuilder,
+    compute: Callable[[relax.Expr], relax.Expr],
+    x: relax.Expr,
+    attributes: dict[str, Any],
+) -> relax.Expr:
+    """`compute` on `x` as [rows, width], the attribute `axis` last and all others flattened; and back."""
+    shape = [int(dim) for dim in x.ty.shape]
+    axis = int(attributes.get("axis", -1)) % len(shape)
+    order = [*(i for i in range(len(shape)) if i != axis), axis]
+    if order == [0, 1]:  # a reshape would be a copy
+        return compute(x)
+    moved = x if axis == len(shape) - 1 else bb.normalize(relax.op.permute_dims(x, order))
+    rows, width = math.prod(shape) // max(shape[axis], 1), shape[axis]
+    y = compute(bb.normalize(relax.op.reshape(moved, (rows, width))))
+    y = bb.normalize(relax.op.reshape(y, [shape[i] for i in order]))
+    if axis == len(shape) - 1:
+        return y
+    return relax.op.permute_dims(y, [order.index(i) for i in range(len(shape))])
+
+
+def f32(value: float) -> tvm.ir.Expr:
+    """A float32 constant."""
+    return tirx.const(value, "float32")
+
+
+def exponent_of(z: tvm.ir.Expr) -> tvm.ir.Expr:
+    """n of e^z = e^r 2^n: a whole number in float32."""
+    return tirx.nearbyint(z * f32(_LOG2E))
+
+
+def reduced(z: tvm.ir.Expr, n: tvm.ir.Expr) -> tvm.ir.Expr:
+    """r of e^z = e^r 2^n, within half of ln 2."""
+    return z - n * f32(_LN2_HIGH) + n * f32(_LN2_REST)
+
+
+def power_of_two(n: tvm.ir.Expr) -> tvm.ir.Expr:
+    """2^n for n <= 127, 0 below 2^-126: the bits of a float, so that it runs on vectors."""
+    # Clamped also so that the conversion of a NaN is defined.
+    exponent = tirx.max(n, f32(_LEAST)).astype("int32")
+    return tirx.reinterpret("float32", (exponent + 127) << 23)
+
+
+def horner(coefficients: Sequence[tvm.ir.Expr], r: tvm.ir.Expr) -> tvm.ir.Expr:
+    """The polynomial with `coefficients`, highest power first."""
+    p = coefficients[0]
+    for coefficient in coefficients[1:]:
+        p = p * r + coefficient
+    return p
+
+
+def exponential(z: tvm.ir.Expr, polynomial: Polynomial) -> tvm.ir.Expr:
+    """e^z for z <= 0 by `polynomial` on the reduced range; 0 below 2^-126.5; NaN stays."""
+    # With the constant on the left a NaN stays one: max keeps its right argument then.
+    bounded = tirx.max(f32(-88.0), z)
+    n = exponent_of(bounded)
+    coefficients = [f32(float(c)) for c in polynomial.array()]
+    return horner(coefficients, reduced(bounded, n)) * power_of_two(n)
