@@ -96,14 +96,20 @@ class PolyExp(SoftmaxMethod):
         array = self.polynomial().array()
         return {"coefficients": np.concatenate([np.zeros(TERMS - len(array), np.float32), array])}
 
-    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        """See `Method.evaluate`."""
+    def exponentials(self, x: np.ndarray) -> np.ndarray:
+        """e: p(r) 2^n along the last axis, in float64."""
         x = np.asarray(x, np.float64)
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             z = x - x.max(axis=-1, keepdims=True)
             n = np.round(z * LOG2E)
             r = z - n * LN2_HIGH - n * LN2_LOW
-            e = np.where(z < CUTOFF, 0.0, self.polynomial()(r) * np.exp2(n))
+            e: np.ndarray = np.where(z < CUTOFF, 0.0, self.polynomial()(r) * np.exp2(n))
+        return e
+
+    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
+        """See `Method.evaluate`."""
+        e = self.exponentials(x)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             result: np.ndarray = e / e.sum(axis=-1, keepdims=True)
         return result
 
