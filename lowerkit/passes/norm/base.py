@@ -23,17 +23,9 @@ LOWEST, HIGHEST = 1e-20, 1e20
 
 @dataclass(frozen=True)
 class NormMethod(Method):
-    """LayerNormalization and RMSNormalization with another inverse square root.
-
-    v is the variance of a row, or its mean square for RMSNormalization, plus epsilon. The normalised value
-    before the bias has the relative error of the inverse square root.
-    """
+    """A method for LayerNormalization and RMSNormalization."""
 
     family: ClassVar[str] = "norm"
-
-    @abstractmethod
-    def inverse_root(self, v: np.ndarray) -> np.ndarray:
-        """y(v) in float64, step by step."""
 
     def refuses(self, node: ir.Node) -> str | None:
         """Too small an epsilon, and an input of unknown rank."""
@@ -41,14 +33,6 @@ class NormMethod(Method):
             return "needs an epsilon of at least 2^-126"
         if node.inputs[0] is None or node.inputs[0].shape is None:
             return "needs an input of known rank"
-        return None
-
-    def outside(self, stats: TensorStats) -> str | None:
-        """Rows, taken over the last axis, whose sum of squares may overflow float32."""
-        size = 1 if stats.channel_min is None else stats.channel_min.size
-        largest = max(abs(stats.minimum), abs(stats.maximum)) if stats.count else 0.0
-        if size * largest**2 > LARGEST:
-            return f"values reach {largest:.2g}, and a row's sum of squares may leave float32"
         return None
 
     def inputs(self, model: ir.Model, node: ir.Node) -> list[ir.Value | None]:
@@ -68,6 +52,27 @@ class NormMethod(Method):
         axis = axis if axis < 0 or shape is None else axis - len(shape)
         return {"axis": axis, "epsilon": node.attributes.get_float("epsilon", 1e-5)}
 
+
+@dataclass(frozen=True)
+class RowNorm(NormMethod):
+    """One that normalises rows with another inverse square root.
+
+    v is the variance of a row, or its mean square for RMSNormalization, plus epsilon. The normalised value
+    before the bias has the relative error of the inverse square root.
+    """
+
+    @abstractmethod
+    def inverse_root(self, v: np.ndarray) -> np.ndarray:
+        """y(v) in float64, step by step."""
+
+    def outside(self, stats: TensorStats) -> str | None:
+        """Rows, taken over the last axis, whose sum of squares may overflow float32."""
+        size = 1 if stats.channel_min is None else stats.channel_min.size
+        largest = max(abs(stats.minimum), abs(stats.maximum)) if stats.count else 0.0
+        if size * largest**2 > LARGEST:
+            return f"values reach {largest:.2g}, and a row's sum of squares may leave float32"
+        return None
+
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """See `Method.evaluate`: without scale and bias; `rms=True` for RMSNorm, `epsilon` as in the node."""
         x = np.asarray(x, np.float64)
@@ -80,7 +85,7 @@ class NormMethod(Method):
 
 
 @dataclass(frozen=True)
-class CalibratedNorm(NormMethod):
+class CalibratedNorm(RowNorm):
     """A method whose inverse square root is good for v in [`low`, `high`] alone.
 
     The range is that of the calibrated rows, `margin` times wider at both ends. Rows without any deviation

@@ -110,7 +110,7 @@ class GoldschmidtRsqrt(NewtonRsqrt):
     }
 
     def inverse_root(self, v: np.ndarray) -> np.ndarray:
-        """See `NormMethod.inverse_root`."""
+        """See `RowNorm.inverse_root`."""
         iteration = self.iteration()
         y = iteration.start(v)
         g = v * y

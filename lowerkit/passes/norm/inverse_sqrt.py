@@ -14,7 +14,7 @@ from onnxscript import OnnxFunction, script
 from lowerkit.graph.domain import LOWERKIT, op
 from lowerkit.numerics.polynomial import Polynomial, minimax
 from lowerkit.passes.base import Bound, Contract, Evidence
-from lowerkit.passes.norm.base import LARGEST, NormMethod
+from lowerkit.passes.norm.base import LARGEST, RowNorm
 
 #: The mantissa's range [1, 4], and what rounding of a logarithm at its ends may add.
 LOW, HIGH = 0.999, 4.004
@@ -56,7 +56,7 @@ def InverseSqrtRMSNorm(X, Scale, start, axis: int = -1, epsilon: float = 1e-5): 
 
 
 @dataclass(frozen=True)
-class InverseSqrt(NormMethod):
+class InverseSqrt(RowNorm):
     """Normalisation with v^(-1/2) by range reduction, a polynomial start and two Newton steps.
 
     v = variance + epsilon = m 4^e with e = floor(log2(v) / 2), the halved exponent bits, and m in [1, 4).
@@ -114,7 +114,7 @@ class InverseSqrt(NormMethod):
         return {"start": np.concatenate([np.zeros(TERMS - len(array), np.float32), array])}
 
     def inverse_root(self, v: np.ndarray) -> np.ndarray:
-        """See `NormMethod.inverse_root`."""
+        """See `RowNorm.inverse_root`."""
         e = np.floor(np.log2(v) / 2)
         m = v * np.exp2(-2 * e)
         y = self.start()(m)

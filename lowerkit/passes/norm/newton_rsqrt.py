@@ -107,7 +107,7 @@ class NewtonRsqrt(CalibratedNorm):
         return {"coefficients": self.iteration().array()}
 
     def inverse_root(self, v: np.ndarray) -> np.ndarray:
-        """See `NormMethod.inverse_root`."""
+        """See `RowNorm.inverse_root`."""
         iteration = self.iteration()
         y = iteration.start(v)
         for a, b in iteration.steps:

@@ -107,7 +107,7 @@ class PolyRsqrt(CalibratedNorm):
         return {"coefficients": np.concatenate([ends, zeros, array])}
 
     def inverse_root(self, v: np.ndarray) -> np.ndarray:
-        """See `NormMethod.inverse_root`."""
+        """See `RowNorm.inverse_root`."""
         slope, shift = _map(self.low, self.high)
         return self.polynomial()(slope * v + shift)
 

@@ -14,7 +14,7 @@ from onnxscript import OnnxFunction, script
 from lowerkit.graph.domain import LOWERKIT, op
 from lowerkit.numerics.tables import Table, uniform_table
 from lowerkit.passes.base import Bound, Contract, Evidence
-from lowerkit.passes.norm.base import LARGEST, NormMethod
+from lowerkit.passes.norm.base import LARGEST, RowNorm
 
 
 @script(LOWERKIT, default_opset=op)
@@ -64,7 +64,7 @@ def TableRsqrtRMSNorm(X, Scale, table, axis: int = -1, epsilon: float = 1e-5):  
 
 
 @dataclass(frozen=True)
-class TableRsqrt(NormMethod):
+class TableRsqrt(RowNorm):
     """v^(-1/2) by range reduction and a table with linear interpolation.
 
     v = variance + epsilon = m 4^e with m in [1, 4), so that v^(-1/2) = m^(-1/2) 2^(-e): on hardware a
@@ -119,7 +119,7 @@ class TableRsqrt(NormMethod):
         return {"table": self.table().array()}
 
     def inverse_root(self, v: np.ndarray) -> np.ndarray:
-        """See `NormMethod.inverse_root`."""
+        """See `RowNorm.inverse_root`."""
         mantissa, exponent = np.frexp(v)
         odd = (exponent - 1) % 2
         m, e = np.ldexp(mantissa, 1 + odd), (exponent - 1 - odd) // 2
