@@ -28,11 +28,18 @@ from lowerkit.targets.base import get_target
 
 each_method = pytest.mark.parametrize("cls", registry.methods().values(), ids=lambda cls: cls.name)
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
-WEIGHTS = {"LayerNormalization": [np.ones(4, np.float32)], "RMSNormalization": [np.ones(4, np.float32)]}
+#: What operators take besides, or instead of, X.
+INPUTS = {"Attention": X.reshape(1, 1, 3, 4)}
+KEY_VALUE = [X[:2].reshape(1, 1, 2, 4), X[1:].reshape(1, 1, 2, 4)]
+WEIGHTS = {
+    "Attention": KEY_VALUE,
+    "LayerNormalization": [np.ones(4, np.float32)],
+    "RMSNormalization": [np.ones(4, np.float32)],
+}
 
 
 def model_for(op: str) -> ir.Model:
-    return model_of(op, X, {}, WEIGHTS.get(op, []))
+    return model_of(op, INPUTS.get(op, X), {}, WEIGHTS.get(op, []))
 
 
 def method_for(cls: type[Method], op: str) -> Method:
@@ -73,8 +80,9 @@ def test_bodies_are_valid_standard_onnx(cls: type[Method]) -> None:
         assert {(o.domain, o.version) for o in proto.opset_import if o.domain == ""} == {("", OPSET)}
         assert {node.domain for node in proto.node} == {""}
         model = model_for(op)
-        before = run(model, X)
-        after = run(lower(method_for(cls, op), model), X)
+        x = INPUTS.get(op, X)
+        before = run(model, x)
+        after = run(lower(method_for(cls, op), model), x)
         bound = cls().bound()
         if bound is not None:
             assert np.abs(after - before).max() <= bound.value * max(1, np.abs(before).max()) + 1e-6
