@@ -16,6 +16,7 @@ from lowerkit import artifact as artifact_files
 from lowerkit import pipeline
 from lowerkit.artifact import Artifact
 from lowerkit.errors import LowerkitWarning, PlanError, UnsupportedError
+from lowerkit.graph.expand import expand
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
 from lowerkit.passes.base import Contract
@@ -60,7 +61,7 @@ def plan(
 ) -> Plan:
     """The plan that `compile` would follow; arguments as there."""
     chosen = get_target(target)
-    canonical = pipeline.canonical_graph(load_model(path, shape), chosen, Stages())
+    canonical = pipeline.canonical_graph(load_model(path, shape), chosen, Stages(), methods=methods)
     pipeline.check_target(canonical, chosen, lowered=False)
     samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
     observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
@@ -87,7 +88,7 @@ def compile(
         plan: what to do with each node; the target's defaults when None.
         calibration: an .npz of samples, one array per graph input; synthetic inputs when None.
         shape: input name -> static shape, for inputs with symbolic dimensions.
-        methods: family (`softmax`, `gelu`, `norm`) -> method name, over the target's defaults.
+        methods: family (`softmax`, `gelu`, `norm`, `attention`) -> method name, over the target's defaults.
         options: target options, e.g. `{"threads": 2}`.
         force: replace an artifact that is already at `output`.
         dump_stages: keep the graph after every stage under `output/stages/`.
@@ -105,7 +106,7 @@ def compile(
         stages = Stages(progress, directory / "stages" if dump_stages else None)
         stages.start("load")
         original = load_model(source, shape)
-        canonical = pipeline.canonical_graph(original, chosen, stages)
+        canonical = pipeline.canonical_graph(original, chosen, stages, plan, methods)
         pipeline.check_target(canonical, chosen, lowered=False)
         stages.start("calibrate")
         samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
@@ -118,6 +119,7 @@ def compile(
         stages.start("rewrite")
         lowered = canonical.clone()
         apply_plan(lowered, plan)
+        expand(lowered, chosen.expands)  # what the plan names and keeps
         stages.dump("lowered", lowered)
         pipeline.check_target(lowered, chosen, lowered=True)
         stages.start("emit")
@@ -188,7 +190,7 @@ def validate(
         artifact.run,
         read_samples(data, artifact.inputs),
         planned=artifact.plan,
-        canonical=pipeline.canonical_graph(original, target, Stages()) if layers else None,
+        canonical=pipeline.canonical_graph(original, target, Stages(), artifact.plan) if layers else None,
         labels=read_labels(labels) if labels is not None else None,
         probe=_probe(target, lowered, artifact.plan) if layers else None,
         layers=layers,

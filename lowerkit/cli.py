@@ -56,6 +56,10 @@ GeluFlag = Annotated[str | None, typer.Option(metavar="METHOD", help="Method for
 NormFlag = Annotated[
     str | None, typer.Option(metavar="METHOD", help="Method for every Layer/RMSNormalization, or `keep`.")
 ]
+AttentionFlag = Annotated[
+    str | None,
+    typer.Option(metavar="METHOD", help="Method in the place of every whole attention, or `keep`."),
+]
 ThreadsFlag = Annotated[int | None, typer.Option(min=1, help="Threads of the compiled code.")]
 OptionFlag = Annotated[
     list[str] | None,
@@ -100,6 +104,7 @@ def plan(
     softmax: SoftmaxFlag = None,
     gelu: GeluFlag = None,
     norm: NormFlag = None,
+    attention: AttentionFlag = None,
     threads: ThreadsFlag = None,
     option: OptionFlag = None,
     as_json: JsonFlag = False,
@@ -112,7 +117,7 @@ def plan(
         target,
         calibration=calibration,
         shape=parse_shapes(shape),
-        methods=_methods(softmax=softmax, gelu=gelu, norm=norm),
+        methods=_methods(softmax=softmax, gelu=gelu, norm=norm, attention=attention),
         options=_options(threads, option),
     )
     typer.echo(json.dumps(tables.to_json(made), indent=2) if as_json else made.to_toml(), nl=as_json)
@@ -129,6 +134,7 @@ def compile(
     softmax: SoftmaxFlag = None,
     gelu: GeluFlag = None,
     norm: NormFlag = None,
+    attention: AttentionFlag = None,
     threads: ThreadsFlag = None,
     option: OptionFlag = None,
     dump_stages: Annotated[
@@ -149,7 +155,7 @@ def compile(
             plan=Plan.read(plan) if plan is not None else None,
             calibration=calibration,
             shape=parse_shapes(shape),
-            methods=_methods(softmax=softmax, gelu=gelu, norm=norm),
+            methods=_methods(softmax=softmax, gelu=gelu, norm=norm, attention=attention),
             options=_options(threads, option),
             force=force,
             dump_stages=dump_stages,

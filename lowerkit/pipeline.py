@@ -18,6 +18,8 @@ from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.graph.expand import expand
 from lowerkit.graph.load import upgrade
 from lowerkit.passes import registry
+from lowerkit.passes.registry import KEEP
+from lowerkit.plan import Plan
 from lowerkit.targets.base import Target
 from lowerkit.validation.samples import read_samples, synthetic_samples
 
@@ -51,15 +53,26 @@ class Stages:
         self._dumped += 1
 
 
-def canonical_graph(original: ir.Model, target: Target | None, stages: Stages) -> ir.Model:
-    """The graph that plans speak of: opset upgraded, canonical, and expanded as `target` wants it."""
+def canonical_graph(
+    original: ir.Model,
+    target: Target | None,
+    stages: Stages,
+    plan: Plan | None = None,
+    methods: Mapping[str, str] | None = None,
+) -> ir.Model:
+    """The graph that plans speak of: opset upgraded, canonical, and expanded as `target` wants it.
+
+    A node that `plan` names, or for whose family `methods` has a method, stays whole for that method.
+    """
     stages.start("canonicalise")
     stages.dump("original", original)
     model = original.clone()
     upgrade(model)
     model = canonicalise(model, dump=stages.dump)
     if target is not None and target.expands:
-        expand(model, target.expands)
+        named = {choice.node for choice in plan.choices} if plan is not None else set()
+        asked = {family for family, name in (methods or {}).items() if name != KEEP}
+        expand(model, target.expands, lambda n: n.name in named or registry.family_of(n.op_type) in asked)
         stages.dump("expanded", model)
     return model
 
@@ -72,7 +85,7 @@ def check_target(model: ir.Model, target: Target, *, lowered: bool) -> None:
                 continue
             reason: str | None = "the target cannot compute it, and the plan keeps it"
             hint = "choose a method for it in the plan"
-        elif node.domain == DOMAIN:
+        elif node.domain == DOMAIN or (node.op_type in target.expands and not lowered):
             continue
         else:
             reason, hint = target.blocker(node), "see `lowerkit inspect MODEL --target T`"

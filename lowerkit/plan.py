@@ -105,5 +105,6 @@ def _only_keys(table: Mapping[str, Any], known: set[str], origin: str) -> None:
 
 
 def options_of(method: Any) -> dict[str, Any]:
-    """The options of a method (its dataclass fields) as a plan holds them."""
-    return dataclasses.asdict(method)
+    """The options of a method (its dataclass fields) as a plan holds them: sequences are lists, as in TOML."""
+    options = dataclasses.asdict(method)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -189,6 +189,41 @@ def test_batch_norm_after_a_shared_result_or_weight() -> None:
     assert operators(canonical(model, tolerance=2e-6))["BatchNormalization"] == 1
 
 
+@pytest.mark.parametrize(
+    ("layer", "left"),
+    [
+        ("c = MatMul(x, w)", {"MatMul": 1, "Add": 1}),
+        ("m = MatMul(x, w) c = Add(m, b)", {"MatMul": 1, "Add": 1}),
+        ("m = MatMul(x, w) c = Add(one, m)", {"MatMul": 1, "Add": 1}),
+        ("c = Gemm(x, w, b)", {"Gemm": 1}),
+    ],
+)
+def test_batch_norm_folds_into_products(layer: str, left: dict[str, int]) -> None:
+    w, b = np.random.default_rng(5).normal(0, 0.4, (2, 3, 4)).astype(np.float32)
+    text = f"(float[5,3] x) => (float[5,4] y) <{VECTORS}, float one = {{1.5}}> {{ {layer} y = {BATCH_NORM} }}"
+    assert operators(canonical(parse(text, w=w, b=b[0]), tolerance=2e-6)) == left
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        (f"c = MatMul(x, w) n = {BATCH_NORM} r = Relu(c) y = Add(n, r)", "float[5,4] y"),
+        (f"c = MatMul(x, w) y = {BATCH_NORM}", "float[5,4] y, float[5,4] c"),
+        (f"c = MatMul(x, v) y = {BATCH_NORM}", "float[5,4] y"),
+        (f"m = MatMul(x, w) c = Add(m, rows) y = {BATCH_NORM}", "float[5,4] y"),
+        ("m = MatMul(x, w) t = Reshape(m, cube) n = BatchNormalization(t, k, k, k, k) y = Reshape(n, flat)",
+         "float[5,4] y"),
+    ],
+)  # fmt: skip
+def test_batch_norm_stays_behind_what_cannot_take_it(body: str, outputs: str) -> None:
+    w = np.random.default_rng(5).normal(0, 0.4, (3, 4)).astype(np.float32)
+    rows = np.ones((5, 1), np.float32)
+    text = f"""(float[5,3] x, float[3,4] v) => ({outputs}) <{VECTORS}, float[2] k = {{1.0, 2.0}},
+    int64[3] cube = {{5, 2, 2}}, int64[2] flat = {{5, 4}}> {{ {body} }}"""
+    result = canonical(parse(text, w=w, rows=rows), tolerance=2e-6)
+    assert operators(result)["BatchNormalization"] == 1
+
+
 def test_a_channel_scale_after_a_convolution_with_padding() -> None:
     w = np.random.default_rng(5).normal(0, 0.4, (4, 3, 3, 3)).astype(np.float32)
     for order in ("c = Conv<pads = [1,1,1,1]>(x, w, b) m = Mul(c, k) y = Add(m, h)",

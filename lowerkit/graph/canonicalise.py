@@ -17,9 +17,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes import common
-from onnxscript.rewriter import RewriteRuleSet
-from onnxscript.rewriter.rules import common as rules
 
+from lowerkit.graph.batch_norm import FoldBatchNorm
 from lowerkit.graph.conv_affine import FoldConvAffine
 from lowerkit.graph.fusions import activation, attention, norm, softmax
 from lowerkit.graph.layout import SimplifyLayouts
@@ -91,20 +90,6 @@ class MergeDuplicates:
 
 
 @dataclass(frozen=True)
-class FoldBatchNorm:
-    """Fold BatchNormalization into the Gemm before it.
-
-    Exact in real arithmetic, rounding differs. Valid before and after: any graph with inferred shapes.
-    """
-
-    name: ClassVar[str] = "fold-batch-norm"
-
-    def __call__(self, model: ir.Model) -> None:
-        """Fold, in place."""
-        _BATCH_NORM.apply_to_model(model)
-
-
-@dataclass(frozen=True)
 class Clean:
     """Drop dead nodes, weights and functions, sort, name nodes, infer shapes. Valid after: canonical."""
 
@@ -118,12 +103,6 @@ class Clean:
         name_nodes(model)
         infer_shapes(model)
 
-
-_BATCH_NORM = RewriteRuleSet(
-    [
-        rules.fuse_batchnorm_into_gemm_rule,
-    ]
-)
 
 #: In the order in which they run. A formula is named before those that contain it.
 PASSES: Sequence[Pass] = (

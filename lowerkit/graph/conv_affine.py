@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from lowerkit.graph.batch_norm import channel_affine
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import constant
 from lowerkit.graph.shapes import static_shape
@@ -60,12 +61,7 @@ def _affine(
     """(factor, offset) per channel, in float64, when `node` is value * factor + offset; no factor is 1."""
     zero = np.zeros(shape[1])
     if node.op_type == "BatchNormalization":
-        arrays = [constant(x) for x in node.inputs[1:5]]
-        if any(a is None for a in arrays) or node.attributes.get_int("training_mode", 0) != 0:
-            return None
-        scale, shift, mean, variance = (a.astype(np.float64) for a in arrays if a is not None)
-        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-        return factor, shift - mean * factor
+        return channel_affine(node)
     first = node.inputs[0] is value
     number = _per_channel(constant(node.inputs[1 if first else 0]), shape)
     if number is None:

@@ -17,15 +17,17 @@ from lowerkit.graph.shapes import infer_shapes
 from lowerkit.graph.weights import initializer
 
 
-def expand(model: ir.Model, ops: frozenset[str]) -> None:
-    """Replace the standard operators of types `ops` in `model`, in place, by simpler ones.
+def expand(model: ir.Model, ops: frozenset[str], spared: Callable[[ir.Node], bool] | None = None) -> None:
+    """Replace the standard operators of types `ops` in `model`, in place, by simpler ones, but for `spared`.
 
     Raises:
         UnsupportedError: for a node whose attributes or inputs have no expansion; names the node.
     """
     found = False
     for node in list(model.graph.all_nodes()):
-        if node.domain == "" and node.op_type in ops and node.op_type in _EXPANSIONS:
+        if node.domain != "" or (spared is not None and spared(node)):
+            continue
+        if node.op_type in ops and node.op_type in _EXPANSIONS:
             _EXPANSIONS[node.op_type](model, node)
             found = True
     if found:

@@ -73,6 +73,11 @@ class Method(ABC):
         """The method with `options`, the others chosen from the calibrated statistics of its input."""
         return cls(**options)
 
+    @classmethod
+    def fit_node(cls, node: ir.Node, stats: TensorStats | None, options: Mapping[str, Any]) -> Method:
+        """`fit` for one node; methods that need its attributes or operator say so here instead."""
+        return cls.fit(stats, options)
+
     @abstractmethod
     def bound(self) -> Bound | None:
         """The error bound for these options; None for another function (contract `replace`)."""
@@ -84,6 +89,10 @@ class Method(ABC):
     def outside(self, stats: TensorStats) -> str | None:
         """Why calibrated inputs leave the domain in which the bound holds, or None."""
         return None
+
+    def outside_node(self, node: ir.Node, stats: TensorStats) -> str | None:
+        """`outside` for one node; methods that need its attributes or operator say so here instead."""
+        return self.outside(stats)
 
     def inputs(self, model: ir.Model, node: ir.Node) -> list[ir.Value | None]:
         """What of the node's inputs the operator takes, before tables and coefficients."""

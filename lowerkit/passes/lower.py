@@ -40,7 +40,7 @@ def default_plan(
         cls = registry.method_class(family, name)
         reason = _refusal(cls, node)
         if reason is None:
-            method = cls.fit(calibration.get(node.inputs[0]), {})
+            method = cls.fit_node(node, calibration.get(node.inputs[0]), {})
             reason = method.refuses(node)
         if reason is None:
             choices.append(Choice(_name(node), node.op_type, name, options_of(method)))

@@ -68,5 +68,7 @@ def render(validation: Validation, plan: Plan, environment: Mapping[str, Any]) -
 
 
 def _compact(value: Any) -> str:
-    """An option value or a piece of the environment as one line."""
+    """An option value or a piece of the environment as one line; of a long list its beginning."""
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return f"{', '.join(_compact(part) for part in value[:3])}, ... ({len(value)} in all)"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -30,7 +30,8 @@ class Target(ABC):
     summary: ClassVar[str]
     #: Family -> method chosen by default (`keep` for the target's own operator).
     defaults: ClassVar[Mapping[str, str]]
-    #: Canonical operators to expand into simpler canonical ones before planning, e.g. Attention.
+    #: Canonical operators to expand into simpler canonical ones, e.g. Attention: before planning, but for nodes
+    #: that the user wants a method for.
     expands: ClassVar[frozenset[str]] = frozenset()
     #: Canonical operators that the target cannot compute itself: a method must replace them.
     must_lower: ClassVar[frozenset[str]] = frozenset()

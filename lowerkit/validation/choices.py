@@ -96,7 +96,7 @@ def _result(choice: Choice, method: Method | None, trial: _Trial | None) -> Choi
         bound_domain=bound.domain if bound else None,
         evidence=bound.evidence.value if bound else None,
         local=trial.error.result() if trial is not None else None,
-        outside=method.outside(stats) if stats is not None else None,
+        outside=method.outside_node(trial.before, stats) if trial is not None and stats is not None else None,
         low=stats.minimum if stats is not None else None,
         high=stats.maximum if stats is not None else None,
     )

@@ -5,20 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import OnnxFunction, script
 
 from lowerkit.graph.domain import LOWERKIT, op
-from lowerkit.graph.weights import initializer
 from lowerkit.numerics.polynomial import Polynomial, minimax
-from lowerkit.numerics.statistics import TensorStats
-from lowerkit.passes.base import Bound, Contract, Evidence, Method
+from lowerkit.passes.base import Bound, Contract, Evidence
+from lowerkit.passes.norm.base import LARGEST, RowNorm
 
-#: The range of normal float32 numbers.
-SMALLEST, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
 #: The mantissa's range [1, 4], and what rounding of a logarithm at its ends may add.
 LOW, HIGH = 0.999, 4.004
 
@@ -59,7 +56,7 @@ def InverseSqrtRMSNorm(X, Scale, start, axis: int = -1, epsilon: float = 1e-5): 
 
 
 @dataclass(frozen=True)
-class InverseSqrt(Method):
+class InverseSqrt(RowNorm):
     """Normalisation with v^(-1/2) by range reduction, a polynomial start and two Newton steps.
 
     v = variance + epsilon = m 4^e with e = floor(log2(v) / 2), the halved exponent bits, and m in [1, 4).
@@ -79,7 +76,6 @@ class InverseSqrt(Method):
     degree: int = 2
 
     name: ClassVar[str] = "inverse-sqrt"
-    family: ClassVar[str] = "norm"
     contract: ClassVar[Contract] = Contract.APPROXIMATE
     source: ClassVar[str] = (
         "Newton's iteration for the inverse square root: Muller, Elementary Functions (3rd ed.), "
@@ -112,57 +108,19 @@ class InverseSqrt(Method):
         domain = "rows whose sum of squares is below 2^128; relative to the result without bias"
         return Bound(error, "relative", domain, Evidence.PROVED)
 
-    def refuses(self, node: ir.Node) -> str | None:
-        """Too small an epsilon, and an input of unknown rank."""
-        if self.attributes(node)["epsilon"] < SMALLEST:
-            return "needs an epsilon of at least 2^-126"
-        if node.inputs[0] is None or node.inputs[0].shape is None:
-            return "needs an input of known rank"
-        return None
-
-    def outside(self, stats: TensorStats) -> str | None:
-        """Rows, taken over the last axis, whose sum of squares may overflow float32."""
-        size = 1 if stats.channel_min is None else stats.channel_min.size
-        largest = max(abs(stats.minimum), abs(stats.maximum)) if stats.count else 0.0
-        if size * largest**2 > LARGEST:
-            return f"values reach {largest:.2g}, and a row's sum of squares may leave float32"
-        return None
-
-    def inputs(self, model: ir.Model, node: ir.Node) -> list[ir.Value | None]:
-        """X, Scale and, for LayerNormalization, Bias: zeros where it has none."""
-        inputs = [value for value in node.inputs if value is not None]
-        if node.op_type == "LayerNormalization" and len(inputs) == 2:
-            scale = inputs[1]
-            assert scale.shape is not None
-            zeros = np.zeros(tuple(scale.shape.numpy()), np.float32)
-            inputs.append(initializer(model.graph, f"{scale.name}.no_bias", zeros))
-        return list(inputs)
-
     def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
         """Four coefficients, highest power first."""
         array = self.start().array()
         return {"start": np.concatenate([np.zeros(TERMS - len(array), np.float32), array])}
 
-    def attributes(self, node: ir.Node) -> dict[str, int | float]:
-        """`axis`, negative, and `epsilon`."""
-        axis = node.attributes.get_int("axis", -1)
-        shape = node.inputs[0].shape if node.inputs[0] is not None else None
-        axis = axis if axis < 0 or shape is None else axis - len(shape)
-        return {"axis": axis, "epsilon": node.attributes.get_float("epsilon", 1e-5)}
-
-    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        """See `Method.evaluate`: without scale and bias; `rms=True` for RMSNorm, `epsilon` as in the node."""
-        x = np.asarray(x, np.float64)
-        with np.errstate(invalid="ignore"):
-            if not attributes.get("rms"):
-                x = x - x.mean(axis=-1, keepdims=True)
-            v = (x * x).mean(axis=-1, keepdims=True) + attributes.get("epsilon", 1e-5)
-            e = np.floor(np.log2(v) / 2)
-            m = v * np.exp2(-2 * e)
-            y = self.start()(m)
-            for _ in range(2):
-                y = y * (1.5 - 0.5 * m * y * y)
-            result: np.ndarray = x * np.where(v > LARGEST, 0.0, y * np.exp2(-e))
+    def inverse_root(self, v: np.ndarray) -> np.ndarray:
+        """See `RowNorm.inverse_root`."""
+        e = np.floor(np.log2(v) / 2)
+        m = v * np.exp2(-2 * e)
+        y = self.start()(m)
+        for _ in range(2):
+            y = y * (1.5 - 0.5 * m * y * y)
+        result: np.ndarray = np.where(v > LARGEST, 0.0, y * np.exp2(-e))
         return result
 
 

@@ -45,7 +45,8 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports what it leaves unfolded
     inline = InlinePass(lambda function: not (function.domain == DOMAIN and function.name in converters))
     if inline(model).modified:
-        infer_shapes(model)  # of what bodies compute
+        FoldConstants()(model)  # bodies compute axes from their attributes
+        infer_shapes(model)
     _check(model, converters)
     decompose(model)
     model.functions.clear()
