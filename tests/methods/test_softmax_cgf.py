@@ -8,7 +8,7 @@ import re
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from single import U, body
@@ -51,6 +51,7 @@ def test_cumulants_of_bounded_variables(order: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
+@settings(deadline=None)
 @given(units, st.floats(-100, 100))
 def test_bound_holds(method: Cgf, unit: np.ndarray, shift: float) -> None:
     row = unit * method.spread * (1 - 1e-12) + shift
@@ -75,6 +76,7 @@ def test_bound_is_not_idle(method: Cgf) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
+@settings(deadline=None)
 @given(
     hnp.arrays(
         np.float32,
@@ -91,6 +93,7 @@ def test_body_is_the_model(method: Cgf, x: np.ndarray, data: st.DataObject) -> N
     np.testing.assert_allclose(y, expected, rtol=100 * U)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12), st.sampled_from(METHODS))
 def test_order_is_kept_and_nothing_is_negative(row: list[float], method: Cgf) -> None:
     x = np.sort(np.array(row, np.float32))
@@ -142,6 +145,7 @@ def test_a_lone_peak_is_outside() -> None:
     assert Cgf().outside(TensorStats()) is None
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 100), st.sampled_from([2, 3, 4]))
 def test_fitted_spread(width: float, order: int) -> None:
     x = np.array([[0.0, width, 0.3 * width]], np.float32)

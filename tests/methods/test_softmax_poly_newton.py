@@ -5,7 +5,7 @@ from __future__ import annotations
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from single import U, body, model_of, run
 from test_softmax_methods import UGLY, arrays, rounding, softmax
@@ -32,6 +32,7 @@ def test_reciprocal_error_at_every_mantissa(steps: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=8))
 def test_model_is_within_the_bound(method: PolyExpNewton, row: list[float]) -> None:
     with mpmath.workdps(60):
@@ -44,6 +45,7 @@ def test_model_is_within_the_bound(method: PolyExpNewton, row: list[float]) -> N
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
+@settings(deadline=None)
 @given(arrays, st.data())
 def test_body_is_within_bound_and_rounding(method: PolyExpNewton, x: np.ndarray, data: st.DataObject) -> None:
     axis = data.draw(st.integers(-x.ndim, x.ndim - 1))

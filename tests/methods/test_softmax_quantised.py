@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from single import body
@@ -52,6 +52,7 @@ def undecided(method: Method, p: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
+@settings(deadline=None)
 @given(rows)
 def test_body_gives_the_codes_of_the_model(method: Method, x: np.ndarray) -> None:
     y, model, p = body(method, "Softmax", x), method.evaluate(x), softmax(x)
@@ -73,6 +74,7 @@ def test_ugly_rows(method: Method, axis: int) -> None:
 
 
 @pytest.mark.parametrize("method", [*UNIFORM, *LOG], ids=str)
+@settings(deadline=None)
 @given(rows)
 def test_bound_holds(method: Method, x: np.ndarray) -> None:
     error = np.abs(method.evaluate(x) - softmax(x))
@@ -91,6 +93,7 @@ def test_bound_is_reached(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
+@settings(deadline=None)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12))
 def test_order_of_the_logits_is_kept(method: Method, row: list[float]) -> None:
     x = np.sort(np.array(row, np.float32))
@@ -136,6 +139,7 @@ def test_correction_recovers_the_mean_of_long_flat_rows() -> None:
     np.testing.assert_allclose(sums, 1, atol=0.1)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100), st.sampled_from([3, 40, 700]), st.integers(2, 10))
 def test_correction_never_makes_the_mean_error_worse(seed: int, length: int, bits: int) -> None:
     x = np.random.default_rng(seed).normal(0, 2, (8, length)).astype(np.float32)
@@ -186,6 +190,7 @@ def test_relative_error_of_codes(method: LogQuantised) -> None:
     assert codes.max() <= method.last
 
 
+@settings(deadline=None)
 @given(rows)
 def test_log_rows_sum_to_within_half_a_code(x: np.ndarray) -> None:
     method = LogQuantised(bits=6)
@@ -196,6 +201,7 @@ def test_log_rows_sum_to_within_half_a_code(x: np.ndarray) -> None:
     assert np.all(sums >= 2**-0.5 - 1e-9)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=30),
     st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), max_size=10),
