@@ -10,8 +10,10 @@ import numpy as np
 
 #: Operators have room for this many steps; unused ones are (1, 0), which changes nothing.
 STEPS = 10
-#: More than float64 rounds anywhere below.
+#: More than float64 loses below, where no difference is small.
 SLACK = 1e-12
+#: Eight roundings of float64.
+ROUNDING = 8 * 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,20 @@ def inverse_root(low: float, high: float, steps: int) -> InverseRoot:
     total = low + math.sqrt(low * high) + high
     slope = _float32(-1 / (total * math.sqrt(total)))
     shift = _float32(1 / math.sqrt(total))
-    ends = [(slope * v + shift) * math.sqrt(v) for v in (low, high)]
+    # Differences of numbers near each other lose what these two take off; the rest is far below SLACK.
+    ends = [(slope * v + shift * (1 - ROUNDING)) * math.sqrt(v) for v in (low, high)]
     top = -shift / (3 * slope)
     least, most = min(ends), (slope * top + shift) * math.sqrt(top)
     made = []
     for step in range(steps):
+        if least <= 0:  # float32 cannot tell the start from 0 on so wide a range
+            return InverseRoot(slope, shift, ((1.0, 0.0),) * steps, math.inf)
         least, most = least * (1 - SLACK), most * (1 + SLACK)
         s = math.sqrt(3 / (least**2 + least * most + most**2))
         scale = 1.0 if step < steps - 1 else 2 / (1 + s * least * (3 - (s * least) ** 2) / 2)
         a, b = _float32(1.5 * s * scale), _float32(0.5 * s**3 * scale)
         made.append((a, b))
-        values = [u * (a - b * u * u) for u in (least, most)]
+        values = [u * (a * (1 - ROUNDING) - b * u * u) for u in (least, most)]
         top = math.sqrt(a / (3 * b))
         if least <= top <= most:
             values.append(top * (a - b * top * top))

@@ -201,6 +201,14 @@ def test_newton_steps_only_help(ratio: float) -> None:
     assert errors[-1] < 1e-3
 
 
+def test_ranges_wider_than_float32_tells_have_no_bound() -> None:
+    assert inverse_root(1e-20, 1e20, 10).error == inf
+    assert NewtonRsqrt(1e-12, 1e12).bound().value > 0.99
+    reason = GoldschmidtRsqrt(1e-20, 1e20).refuses(rows_of("RMSNormalization", 1.0)[1])
+    assert reason is not None
+    assert reason.startswith("may err by 100%")
+
+
 def test_goldschmidt_is_newton() -> None:
     v = np.geomspace(0.01, 100, 1001)
     for steps in (2, 5, 7):
