@@ -51,7 +51,8 @@ def test_body_is_the_model_up_to_rounding(op: str, x: np.ndarray) -> None:
     bias = WEIGHTS[1] if op == "LayerNormalization" else 0
     expected = METHOD.evaluate(x, epsilon=1e-3) * WEIGHTS[0] + bias
     size = factor * (np.abs(x) + np.abs(METHOD.mean)) + np.abs(bias)
-    assert np.all(np.abs(y - expected) <= 8 * U * size)
+    # Below the normal numbers rounding is absolute.
+    assert np.all(np.abs(y - expected) <= 8 * U * size + 2.0**-148)
 
 
 @each_op
