@@ -1,0 +1,73 @@
+"""Softplus in the exponential's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import OnnxFunction, script
+
+from lowerkit.graph.domain import LOWERKIT, op
+from lowerkit.passes.base import Contract
+from lowerkit.passes.softmax.base import SoftmaxMethod
+
+
+@script(LOWERKIT, default_opset=op)
+def SoftplusAttention(X, axis: int = -1, epsilon: float = 1e-9):  # type: ignore[no-untyped-def]
+    """s / (epsilon + sum s), s = log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))."""
+    axes = op.Unsqueeze(op.Constant(value_int=axis), op.Constant(value_ints=[0]))
+    e = op.CastLike(op.Constant(value_float=epsilon), X)
+    s = op.Where(X < 0.0, op.CastLike(0.0, X), X) + op.Log(op.CastLike(1.0, X) + op.Exp(op.Neg(op.Abs(X))))
+    return s / (e + op.ReduceSum(s, axes))
+
+
+@dataclass(frozen=True)
+class SoftplusWeights(SoftmaxMethod):
+    """softplus(x_i) / (epsilon + sum_j softplus(x_j)): weights by their l1 norm.
+
+    Softmax is exp followed by division by the l1 norm. With softplus, log(1 + exp(x)), in its place weights grow
+    linearly with large logits rather than exponentially, which neither overflows nor needs a maximum, and which
+    keeps its resolution over long rows.
+
+    This is another function than softmax, for networks trained with it. Weights are non-negative, keep the order
+    of the logits and sum to 1 up to epsilon over the sum; nothing is invariant to a shift. -inf gives 0, a row of
+    -inf alone zeros; NaN or +inf gives NaN somewhere in the row, as in Softmax.
+    """
+
+    epsilon: float = 1e-9
+
+    name: ClassVar[str] = "softplus"
+    contract: ClassVar[Contract] = Contract.REPLACE
+    source: ClassVar[str] = (
+        "Gao and Spratling, Softplus Attention with Re-weighting Boosts Length Extrapolation (2025), section 3.1"
+    )
+    cost: ClassVar[Mapping[str, str]] = {
+        "cpu": "an exponential and a logarithm per element, two passes over memory, no maximum",
+        "gpu": "as on a cpu",
+        "fpga": "one table read per element, one accumulator and one divider per row, no maximum",
+        "he": "one softplus polynomial per element and one reciprocal per row",
+    }
+    functions: ClassVar[Mapping[str, OnnxFunction]] = {"Softmax": SoftplusAttention}
+
+    def __post_init__(self) -> None:
+        value = self.epsilon
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 <= value <= 1:
+            raise ValueError(f"epsilon must be a number from 1e-30 to 1, not {value!r}")
+
+    def bound(self) -> None:
+        """None: another function."""
+
+    def attributes(self, node: ir.Node) -> dict[str, int | float]:
+        """`axis` and `epsilon`."""
+        return {**super().attributes(node), "epsilon": float(self.epsilon)}
+
+    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
+        """See `Method.evaluate`."""
+        x = np.asarray(x, np.float64)
+        with np.errstate(invalid="ignore"):
+            s = np.where(x < 0, 0.0, x) + np.log1p(np.exp(-np.abs(x)))
+            result: np.ndarray = s / (self.epsilon + s.sum(axis=-1, keepdims=True))
+        return result
