@@ -133,7 +133,8 @@ def _check_inputs(inputs: Mapping[str, np.ndarray], specs: list[dict[str, Any]])
 
 def _aligned(array: np.ndarray) -> np.ndarray:
     """The array, or a copy: C-contiguous, at an address that is a multiple of ALIGNMENT."""
-    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT == 0:
+    aligned = array.ctypes.data % ALIGNMENT == 0
+    if array.size and array.flags.c_contiguous and array.flags.writeable and aligned:
         return array
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
