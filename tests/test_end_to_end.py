@@ -9,6 +9,7 @@ import pytest
 import lowerkit
 from benchmarks.accuracy import measure
 from benchmarks.models import MODELS
+from lowerkit.errors import LowerkitWarning
 
 QUICK = ["vit", "mlp", "vit-decomposed-torch", "vit-decomposed-tf"]
 
@@ -35,3 +36,16 @@ def test_accuracy_is_not_lost_with_labels(tmp_path: Path) -> None:
     assert output.agreement.accuracy_artifact == pytest.approx(output.agreement.accuracy_original, abs=0.005)
     assert validation.layers
     assert all(layer.error.arithmetic is not None for layer in validation.layers)
+
+
+def test_another_function_in_a_trained_models_place_is_said(tmp_path: Path) -> None:
+    model = MODELS["vit"]
+    calibration = Path(lowerkit.__file__).parent.parent / "examples" / "data" / "digits_calibration.npz"
+    with pytest.warns(LowerkitWarning, match=r"relu in 2 nodes is another function .* agrees .*%.*fine-tune"):
+        lowerkit.compile(
+            model.path(),
+            tmp_path / "out",
+            shape=model.shapes,
+            calibration=calibration,
+            methods={"softmax": "relu"},
+        )
