@@ -74,6 +74,11 @@ def test_ugly_rows() -> None:
     np.testing.assert_allclose(
         body(method, "Softmax", huge)[0], softmax_rows(huge)[0], atol=method.bound().value
     )
+    for row in ([3e38, -3e38, 0, 1], [2e36, 1, 2, 3], [1e30, 1e30, -1e30, 0]):
+        x = np.array([row], np.float32)
+        found = body(method, "Softmax", x)
+        np.testing.assert_allclose(found, softmax_rows(x), atol=method.bound().value)
+        np.testing.assert_array_equal(found, method.evaluate(x).astype(np.float32))
     lowest = np.array([[-3.4028235e38, 0, 1, -INF]], np.float32)
     assert (body(method, "Softmax", lowest)[0, [0, 3]] == 0).all()
     alone = body(method, "Softmax", np.zeros((2, 1), np.float32))

@@ -29,11 +29,12 @@ def FixedSoftmax(  # type: ignore[no-untyped-def]
 ):
     """Two table reads and a shift; every intermediate is an integer, which float64 holds exactly."""
     axes = op.Unsqueeze(op.Constant(value_int=axis), op.Constant(value_ints=[0]))
-    q = op.Round(X * op.CastLike(op.Constant(value_float=steps), X))
+    x = op.Cast(X, to=11)
+    q = op.Round(x * op.CastLike(op.Constant(value_float=steps), x))
     d = op.ReduceMax(q, axes) - q
     bad = op.IsNaN(d)
-    zero = op.CastLike(0.0, X)
-    last = op.CastLike(op.Size(exponentials) - 1, X)
+    zero = op.CastLike(0.0, x)
+    last = op.CastLike(op.Size(exponentials) - 1, x)
     e = op.Cast(op.Gather(exponentials, op.Cast(op.Min(op.Where(bad, zero, d), last), to=7)), to=11)
     total = op.ReduceSum(e, axes)
     one = op.CastLike(1.0, total)
@@ -47,7 +48,7 @@ def FixedSoftmax(  # type: ignore[no-untyped-def]
     y = op.Floor(e * r / power * op.CastLike(op.Constant(value_float=shift), total) + one / two)
     # Maxima need not pass NaN on.
     nan = op.ReduceSum(op.Where(bad, d, zero), axes)
-    return op.CastLike(op.Min(y, full) / full, X) + nan
+    return op.CastLike(op.Min(y, full) / full + nan, X)
 
 
 @dataclass(frozen=True)
