@@ -20,7 +20,7 @@ from lowerkit.graph.expand import expand
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
 from lowerkit.passes.base import Contract
-from lowerkit.passes.lower import apply_plan, default_plan
+from lowerkit.passes.lower import apply_plan, check_domains, default_plan
 from lowerkit.pipeline import Progress, Stages
 from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
@@ -88,7 +88,8 @@ def compile(
         plan: what to do with each node; the target's defaults when None.
         calibration: an .npz of samples, one array per graph input; synthetic inputs when None.
         shape: input name -> static shape, for inputs with symbolic dimensions.
-        methods: family (`softmax`, `gelu`, `norm`, `attention`) -> method name, over the target's defaults.
+        methods: family (see `lowerkit passes`) -> method, over the target's defaults; its options after a
+            colon, as in `{"gelu": "table:segments=64"}`.
         options: target options, e.g. `{"threads": 2}`.
         force: replace an artifact that is already at `output`.
         dump_stages: keep the graph after every stage under `output/stages/`.
@@ -116,6 +117,7 @@ def compile(
             plan = default_plan(canonical, chosen, observed, methods, options)
         else:
             plan = _with_options(plan, chosen, options)
+        check_domains(canonical, plan, observed)
         stages.start("rewrite")
         lowered = canonical.clone()
         apply_plan(lowered, plan)

@@ -60,6 +60,15 @@ AttentionFlag = Annotated[
     str | None,
     typer.Option(metavar="METHOD", help="Method in the place of every whole attention, or `keep`."),
 ]
+MethodFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="FAMILY=METHOD",
+        help="Method for every node of a family, e.g. silu=table; may be repeated. "
+        "Here and above, options follow a colon: table:segments=64,limit=4.",
+    ),
+]
 ThreadsFlag = Annotated[int | None, typer.Option(min=1, help="Threads of the compiled code.")]
 OptionFlag = Annotated[
     list[str] | None,
@@ -105,6 +114,7 @@ def plan(
     gelu: GeluFlag = None,
     norm: NormFlag = None,
     attention: AttentionFlag = None,
+    method: MethodFlag = None,
     threads: ThreadsFlag = None,
     option: OptionFlag = None,
     as_json: JsonFlag = False,
@@ -117,7 +127,7 @@ def plan(
         target,
         calibration=calibration,
         shape=parse_shapes(shape),
-        methods=_methods(softmax=softmax, gelu=gelu, norm=norm, attention=attention),
+        methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
         options=_options(threads, option),
     )
     typer.echo(json.dumps(tables.to_json(made), indent=2) if as_json else made.to_toml(), nl=as_json)
@@ -135,6 +145,7 @@ def compile(
     gelu: GeluFlag = None,
     norm: NormFlag = None,
     attention: AttentionFlag = None,
+    method: MethodFlag = None,
     threads: ThreadsFlag = None,
     option: OptionFlag = None,
     dump_stages: Annotated[
@@ -155,7 +166,7 @@ def compile(
             plan=Plan.read(plan) if plan is not None else None,
             calibration=calibration,
             shape=parse_shapes(shape),
-            methods=_methods(softmax=softmax, gelu=gelu, norm=norm, attention=attention),
+            methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
             options=_options(threads, option),
             force=force,
             dump_stages=dump_stages,
@@ -245,8 +256,16 @@ def parse_shapes(flags: list[str] | None) -> dict[str, list[int]]:
     return shapes
 
 
-def _methods(**flags: str | None) -> dict[str, str]:
-    return {family: name for family, name in flags.items() if name is not None}
+def _methods(pairs: list[str] | None, **flags: str | None) -> dict[str, str]:
+    methods = {family: name for family, name in flags.items() if name is not None}
+    for pair in pairs or []:
+        family, equals, name = pair.partition("=")
+        if not family or not equals or not name:
+            raise DataError(f"--method {pair} is not of the form FAMILY=METHOD")
+        if family in methods:
+            raise DataError(f"two methods are given for family '{family}'")
+        methods[family] = name
+    return methods
 
 
 def _options(threads: int | None, flags: list[str] | None) -> dict[str, Any]:

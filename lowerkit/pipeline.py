@@ -72,7 +72,7 @@ def canonical_graph(
     if target is not None and target.expands:
         named = {choice.node for choice in plan.choices} if plan is not None else set()
         asked = {family for family, name in (methods or {}).items() if name != KEEP}
-        expand(model, target.expands, lambda n: n.name in named or registry.family_of(n.op_type) in asked)
+        expand(model, target.expands, lambda n: n.name in named or registry.family_of_node(n) in asked)
         stages.dump("expanded", model)
     return model
 
@@ -112,7 +112,7 @@ def calibrate_plannable(
     values = [
         node.inputs[0].name or ""
         for node in model.graph
-        if node.domain == "" and registry.family_of(node.op_type) and node.inputs[0] is not None
+        if registry.family_of_node(node) and node.inputs[0] is not None
     ]
     calibration = calibrate(model, samples, values)
     calibration.synthetic = synthetic

@@ -131,6 +131,7 @@ PASSES: Sequence[Pass] = (
     norm.FuseNormScale(),
     norm.FuseLayerNormBias(),
     attention.FuseAttention(),
+    activation.FuseRsqrt(),
     MergeDuplicates(),
     Clean(),
 )

@@ -7,11 +7,16 @@ node (initializers of the graph), scalars are attributes, so that one body serve
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import onnx
 import onnx_ir as ir
-from onnxscript import OnnxFunction, opset23, values
+from onnxscript import opset23, values
 
 DOMAIN = "lowerkit"
 VERSION = 1
+#: Operators of the domain that canonical graphs have, for want of standard ones; all others are methods'.
+CANONICAL = frozenset({"Rsqrt", "Silu"})
 
 #: The opset that canonical graphs and function bodies are written in.
 OPSET = 23
@@ -23,8 +28,17 @@ LOWERKIT = values.Opset(DOMAIN, VERSION)
 op = opset23
 
 
-def add_function(model: ir.Model, function: OnnxFunction) -> None:
-    """Make `function` (an onnxscript function of domain `lowerkit`) local to `model`, once."""
+class Function(Protocol):
+    """An operator of the domain `lowerkit` with its body: an onnxscript function, or one from ONNX text."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_function_proto(self) -> onnx.FunctionProto: ...
+
+
+def add_function(model: ir.Model, function: Function) -> None:
+    """Make `function` local to `model`, once."""
     local = ir.serde.deserialize_function(function.to_function_proto())
     # A body is valid in every opset from OPSET on; a model has one opset for all its bodies.
     local.opset_imports[""] = model.opset_imports[""]

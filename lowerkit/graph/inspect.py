@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lowerkit.graph.domain import DOMAIN
+from lowerkit.graph.domain import CANONICAL, DOMAIN
 from lowerkit.graph.shapes import static_shape
 from lowerkit.passes import registry
 from lowerkit.passes.registry import KEEP
@@ -146,6 +146,8 @@ def inspect_model(original: ir.Model, canonical: ir.Model, target: Target | None
 
 def is_nonlinear(node: ir.Node) -> bool:
     """Whether `node` is one of `NON_LINEARITIES`, its data not constant; Div by a constant is linear."""
+    if node.domain == DOMAIN and node.op_type in CANONICAL:
+        return True
     if node.domain != "" or node.op_type not in NON_LINEARITIES:
         return False
     if all(x is None or ir.convenience.get_const_tensor(x) is not None for x in node.inputs):
@@ -222,7 +224,7 @@ _MACS: Mapping[str, Callable[[ir.Node], int]] = {
 
 
 def _nonlinearity(node: ir.Node, target: Target | None) -> NonLinearity:
-    family = registry.family_of(node.op_type)
+    family = registry.family_of_node(node)
     return NonLinearity(
         node=node.name or "",
         op=node.op_type,

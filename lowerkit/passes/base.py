@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import OnnxFunction
 
-from lowerkit.graph.domain import DOMAIN, add_function
+from lowerkit.graph.domain import DOMAIN, Function, add_function
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.weights import initializer
 from lowerkit.numerics.statistics import TensorStats
@@ -65,8 +64,8 @@ class Method(ABC):
     source: ClassVar[str]
     #: Target name -> what one element (or row) costs there, in one line.
     cost: ClassVar[Mapping[str, str]]
-    #: The operators of the `lowerkit` domain that take their places, as onnxscript functions with bodies.
-    functions: ClassVar[Mapping[str, OnnxFunction]]
+    #: Canonical operator -> the operator of the `lowerkit` domain that takes its place, with its body.
+    functions: ClassVar[Mapping[str, Function]]
 
     @classmethod
     def fit(cls, stats: TensorStats | None, options: Mapping[str, Any]) -> Method:
@@ -106,6 +105,10 @@ class Method(ABC):
         """Attributes of the operator, from the node replaced and the method's options."""
         return {}
 
+    def function(self, node: ir.Node) -> Function:
+        """The operator that takes the node's place; methods whose options decide it say so here."""
+        return self.functions[node.op_type]
+
     @abstractmethod
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """The method in float64 numpy, step by step as hardware would do it; the tests' oracle.
@@ -115,7 +118,7 @@ class Method(ABC):
 
     def rewrite(self, model: ir.Model, node: ir.Node) -> ir.Node:
         """Put the operator in the node's place; output values keep their names. Returns the new node."""
-        function = self.functions[node.op_type]
+        function = self.function(node)
         add_function(model, function)
         inputs = self.inputs(model, node) + [
             initializer(model.graph, f"{DOMAIN}.{self.name}.{key}", array)

@@ -10,7 +10,7 @@ from lowerkit.calibrate import Calibration
 from lowerkit.errors import PlanError
 from lowerkit.graph.domain import describe_node
 from lowerkit.passes import registry
-from lowerkit.passes.base import Method
+from lowerkit.passes.base import Contract, Method
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan, options_of
 from lowerkit.targets.base import Target
@@ -23,24 +23,27 @@ def default_plan(
     families: Mapping[str, str] | None = None,
     options: Mapping[str, object] | None = None,
 ) -> Plan:
-    """The target's choice for every plannable node; `families` (family -> method name) overrides it.
+    """The target's choice for every plannable node; `families` (family -> method, with options) overrides it.
 
     A default method that refuses a node gives way to `keep`; one the user asked for raises PlanError.
     """
     asked = dict(families or {})
+    if unknown := sorted(set(asked) - set(registry.families())):
+        hint = f"known: {', '.join(registry.families())}"
+        raise PlanError(f"no family of methods is called '{unknown[0]}'", hint=hint)
     choices = []
     for node in model.graph.all_nodes():
-        family = registry.family_of(node.op_type) if node.domain == "" else None
+        family = registry.family_of_node(node)
         if family is None:
             continue
-        name = asked.get(family, target.defaults.get(family, KEEP))
+        name, given = registry.parse_choice(asked.get(family, target.defaults.get(family, KEEP)))
         if name == KEEP:
             choices.append(Choice(_name(node), node.op_type, KEEP))
             continue
         cls = registry.method_class(family, name)
         reason = _refusal(cls, node)
         if reason is None:
-            method = cls.fit_node(node, calibration.get(node.inputs[0]), {})
+            method = registry.fit(family, name, node, calibration.get(node.inputs[0]), given)
             reason = method.refuses(node)
         if reason is None:
             choices.append(Choice(_name(node), node.op_type, name, options_of(method)))
@@ -55,12 +58,36 @@ def default_plan(
     return Plan(target.name, tuple(choices), {**target.options, **(options or {})})
 
 
+def check_domains(model: ir.Model, plan: Plan, calibration: Calibration) -> None:
+    """Refuse an approximation whose bound does not hold for the calibrated values. Raises PlanError.
+
+    Values made up for want of calibration data prove nothing, and are left to the report.
+    """
+    if calibration.synthetic:
+        return
+    nodes = {_name(node): node for node in model.graph.all_nodes()}
+    for choice in plan.choices:
+        node = nodes.get(choice.node)
+        family = registry.family_of(choice.op)
+        stats = calibration.get(node.inputs[0]) if node is not None else None
+        if choice.method == KEEP or node is None or family is None or stats is None:
+            continue
+        method = registry.make(family, choice.method, choice.options)
+        reason = method.outside_node(node, stats)
+        if reason is not None and method.contract is Contract.APPROXIMATE:
+            raise PlanError(
+                f"the calibration data leaves the domain of {family} method '{choice.method}': {reason}",
+                node=describe_node(node),
+                hint="choose options that cover it, or another method",
+            )
+
+
 def apply_plan(model: ir.Model, plan: Plan) -> None:
     """Rewrite `model` in place as `plan` says. Raises PlanError when the two do not fit."""
     nodes = {_name(node): node for node in model.graph.all_nodes()}
     for choice in plan.choices:
         node = nodes.get(choice.node)
-        if node is None or node.op_type != choice.op or node.domain != "":
+        if node is None or node.op_type != choice.op or registry.family_of_node(node) is None:
             found = "it is not there" if node is None else f"it is a {node.op_type}"
             raise PlanError(
                 f"the plan speaks of node '{choice.node}' ({choice.op}), but {found}",

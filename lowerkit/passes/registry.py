@@ -6,13 +6,23 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+import onnx_ir as ir
+
 from lowerkit import passes
 from lowerkit.errors import PlanError
+from lowerkit.graph.domain import CANONICAL, DOMAIN
+from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes.base import Method
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FOLDERS = ("softmax", "activation", "norm", "attention")
 #: The choice that leaves a node as the canonical operator, for the target's own implementation.
@@ -30,7 +40,7 @@ def methods() -> dict[tuple[str, str], type[Method]]:
         entry.load()
     found: dict[tuple[str, str], type[Method]] = {}
     for cls in _subclasses(Method):  # type: ignore[type-abstract]
-        if "name" in cls.__dict__:
+        if "name" in cls.__dict__ and hasattr(cls, "functions"):
             if (cls.family, cls.name) in found:
                 raise PlanError(f"two {cls.family} methods are called '{cls.name}'", hint="rename one")
             found[cls.family, cls.name] = cls
@@ -54,6 +64,12 @@ def family_of(op_type: str) -> str | None:
     return next((family for family, ops in families().items() if op_type in ops), None)
 
 
+def family_of_node(node: ir.Node) -> str | None:
+    """The family that replaces `node`, or None."""
+    canonical = node.domain == "" or (node.domain == DOMAIN and node.op_type in CANONICAL)
+    return family_of(node.op_type) if canonical else None
+
+
 def method_class(family: str, name: str) -> type[Method]:
     """The method class. Raises PlanError that lists the known names."""
     try:
@@ -66,12 +82,46 @@ def method_class(family: str, name: str) -> type[Method]:
 
 def make(family: str, name: str, options: Mapping[str, Any]) -> Method:
     """The method with `options`. Raises PlanError on an unknown or ill-typed option."""
+    return _made(family, name, options, lambda cls: cls(**options))
+
+
+def fit(
+    family: str, name: str, node: ir.Node, stats: TensorStats | None, options: Mapping[str, Any]
+) -> Method:
+    """The method for `node`, what `options` leaves open fitted to its input's statistics. Raises PlanError."""
+    return _made(family, name, options, lambda cls: cls.fit_node(node, stats, options))
+
+
+def _made(
+    family: str, name: str, options: Mapping[str, Any], build: Callable[[type[Method]], Method]
+) -> Method:
     cls = method_class(family, name)
     fields = [field.name for field in dataclasses.fields(cls)]
     hint = f"its options: {', '.join(fields) or 'none'}"
     if unknown := sorted(set(options) - set(fields)):
         raise PlanError(f"{family} method '{name}' has no option '{unknown[0]}'", hint=hint)
     try:
-        return cls(**options)
+        return build(cls)
     except (TypeError, ValueError) as error:
         raise PlanError(f"{family} method '{name}': {error}", hint=hint) from None
+
+
+def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and options from `name` or `name:option=value,option=value`, values as in TOML.
+
+    Raises PlanError.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.partition("=")
+        try:
+            options.update(tomllib.loads(f"{key.strip()} = {value}") if equals else {})
+        except tomllib.TOMLDecodeError:
+            try:  # a word needs no quotes here
+                options.update(tomllib.loads(f'{key.strip()} = "{value}"'))
+            except tomllib.TOMLDecodeError:
+                equals = ""
+        if not equals:
+            raise PlanError(f"'{text}' is not of the form NAME:OPTION=VALUE,...")
+    return name, options

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from lowerkit.graph.domain import CANONICAL, DOMAIN, add_function
+from lowerkit.graph.fusions.activation import Rsqrt, Silu
 from lowerkit.passes.base import Method
 from lowerkit.reference import Reference
 
@@ -32,7 +34,12 @@ def model_of(
         [onnx.numpy_helper.from_array(w, name) for name, w in zip(names, weights, strict=True)],
     )
     opset = onnx.helper.make_opsetid("", 23)
-    return ir.serde.deserialize_model(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11))
+    model = ir.serde.deserialize_model(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11))
+    if op in CANONICAL:
+        node = model.graph.node("n")
+        node.domain = DOMAIN
+        add_function(model, {"Rsqrt": Rsqrt, "Silu": Silu}[op])
+    return model
 
 
 def run(model: ir.Model, x: np.ndarray) -> np.ndarray:

@@ -22,14 +22,16 @@ from lowerkit.graph.domain import DOMAIN, OPSET
 from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes import registry
 from lowerkit.passes.base import Contract, Evidence, Method
-from lowerkit.passes.lower import apply_plan, default_plan
+from lowerkit.passes.lower import apply_plan, check_domains, default_plan
 from lowerkit.plan import Choice, Plan, options_of
 from lowerkit.targets.base import get_target
 
-each_method = pytest.mark.parametrize("cls", registry.methods().values(), ids=lambda cls: cls.name)
+each_method = pytest.mark.parametrize(
+    "cls", registry.methods().values(), ids=lambda cls: f"{cls.family}-{cls.name}"
+)
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
 #: What operators take besides, or instead of, X.
-INPUTS = {"Attention": X.reshape(1, 1, 3, 4)}
+INPUTS = {"Attention": X.reshape(1, 1, 3, 4), "Reciprocal": np.abs(X) + 0.25, "Rsqrt": np.abs(X) + 0.25}
 KEY_VALUE = [X[:2].reshape(1, 1, 2, 4), X[1:].reshape(1, 1, 2, 4)]
 WEIGHTS = {
     "Attention": KEY_VALUE,
@@ -109,7 +111,7 @@ SOME_OPTIONS = st.fixed_dictionaries(
     optional={
         "degree": st.integers(2, 3),
         "segments": st.integers(2, 64),
-        "limit": st.one_of(st.floats(2, 16), st.integers(2, 16)),
+        "limit": st.sampled_from([2, 2.7182817459106445, 5.0, 16]),
     },
 )
 
@@ -138,7 +140,7 @@ def test_options_survive_a_plan_exactly(cls: type[Method], options: dict[str, An
         ("gelu", "table", {"limit": float("nan")}, "limit must be a number from 1 to 64, not nan"),
         ("gelu", "table", {"limit": "6"}, "not '6'"),
         ("gelu", "poly", {"degree": 13}, "from 2 to 12, not 13"),
-        ("gelu", "poly", {"limit": 17}, "from 2 to 16, not 17"),
+        ("gelu", "poly", {"limit": 65}, "from 1 to 64, not 65"),
         ("norm", "inverse-sqrt", {"degree": 4}, "from 1 to 3, not 4"),
     ],
 )
@@ -153,6 +155,49 @@ def test_unknown_names_are_refused_with_the_known(family: str) -> None:
         registry.make(family, "nonesuch", {})
     assert all(name in str(caught.value) for known, name in registry.methods() if known == family)
     assert "keep" in str(caught.value)
+
+
+def test_choices_carry_options() -> None:
+    assert registry.parse_choice("table") == ("table", {})
+    text = "interval-poly:degree=7,fitting=least-squares,low=-2.5,high=2"
+    options = {"degree": 7, "fitting": "least-squares", "low": -2.5, "high": 2}
+    assert registry.parse_choice(text) == ("interval-poly", options)
+    assert registry.parse_choice("table:interpolate=false") == ("table", {"interpolate": False})
+    for bad in ("table:segments", "table:=4", "table:a b=4", "table:segments=64,"):
+        with pytest.raises(PlanError, match="not of the form NAME:OPTION=VALUE"):
+            registry.parse_choice(bad)
+
+
+@pytest.mark.parametrize("op", ["Silu", "Rsqrt"])
+def test_operators_of_the_domain_are_planned_too(op: str) -> None:
+    family = op.lower()
+    calibration = Calibration()
+    (choice,) = default_plan(model_for(op), get_target("cpu"), calibration).choices
+    assert (choice.op, choice.method) == (op, "keep")
+    asked = {family: "table:segments=64"}
+    plan = default_plan(model_for(op), get_target("cpu"), calibration, asked)
+    assert plan.choices[0].options["segments"] == 64
+    model = model_for(op)
+    apply_plan(model, plan)
+    assert model.graph.node("n").op_type == f"Table{op}"
+
+
+def test_unknown_families_are_refused_with_the_known() -> None:
+    with pytest.raises(PlanError, match=r"no family of methods is called 'swish'.*Known: .*silu"):
+        default_plan(two_nodes(), get_target("cpu"), Calibration(), {"swish": "table"})
+
+
+def test_data_outside_of_the_domain_is_refused() -> None:
+    model = model_for("Tanh")
+    choice = Choice("n", "Tanh", "interval-poly", {"low": -1.0, "high": 1.0})
+    stats = TensorStats()
+    stats.update(X)
+    calibration = Calibration({"x": stats})
+    words = r"node 'n' \(Tanh\).*leaves the domain of tanh method 'interval-poly': values reach from -3 to 3"
+    with pytest.raises(PlanError, match=words):
+        check_domains(model, Plan("cpu", (choice,)), calibration)
+    calibration.synthetic = True
+    check_domains(model, Plan("cpu", (choice,)), calibration)
 
 
 def test_families_name_their_operators() -> None:

@@ -20,6 +20,12 @@ def Silu(X):  # type: ignore[no-untyped-def]
     return op.Mul(X, op.Sigmoid(X))
 
 
+@script(LOWERKIT, default_opset=op)
+def Rsqrt(X):  # type: ignore[no-untyped-def]
+    """1 / sqrt(x)."""
+    return op.Reciprocal(op.Sqrt(X))
+
+
 @dataclass(frozen=True)
 class _Gate(Fusion):
     """x times a gate that is a function of x."""
@@ -223,6 +229,21 @@ class FuseSigmoid(Fusion):
             return None
         x = _logistic_argument(formula, next(iter(powers)))
         return Found("Sigmoid", [x]) if x is not None else None
+
+
+@dataclass(frozen=True)
+class FuseRsqrt(Fusion):
+    """1 / sqrt(x), also as a power of x, is Rsqrt."""
+
+    name: ClassVar[str] = "fuse-rsqrt"
+    roots: ClassVar[frozenset[str]] = frozenset({"Div", "Reciprocal", "Pow"})
+
+    def match(self, root: ir.Node, formula: Formula) -> Found | None:
+        """See the class."""
+        coefficient, powers = formula.product(root.outputs[0])
+        if coefficient != 1 or list(powers.values()) != [-0.5]:
+            return None
+        return Found("Rsqrt", list(powers), function=Rsqrt)
 
 
 def _logistic_argument(formula: Formula, value: ir.Value) -> ir.Value | None:

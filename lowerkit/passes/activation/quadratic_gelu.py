@@ -10,8 +10,7 @@ import numpy as np
 from onnxscript import OnnxFunction, script
 
 from lowerkit.graph.domain import LOWERKIT, op
-from lowerkit.passes.activation.base import GeluMethod
-from lowerkit.passes.base import Contract
+from lowerkit.passes.base import Contract, Method
 
 
 @script(LOWERKIT, default_opset=op)
@@ -21,7 +20,7 @@ def QuadraticGelu(X):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
-class QuadraticForGelu(GeluMethod):
+class QuadraticForGelu(Method):
     """x^2 / 8 + x / 4 + 1 / 2: one multiplication of data by data, and so the cheapest under encryption.
 
     It resembles GELU between -2 and 2 alone (0.5 instead of 0 at 0, 0.875 instead of 0.84 at 1) and grows as x^2
@@ -29,6 +28,7 @@ class QuadraticForGelu(GeluMethod):
     minimum at x = -1. NaN gives NaN, infinities +inf or NaN.
     """
 
+    family: ClassVar[str] = "gelu"
     name: ClassVar[str] = "quadratic"
     contract: ClassVar[Contract] = Contract.REPLACE
     source: ClassVar[str] = "Li et al., MPCFormer (ICLR 2023, preprint 2022), section 3.1: Quad"

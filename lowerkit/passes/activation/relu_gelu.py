@@ -10,8 +10,7 @@ import numpy as np
 from onnxscript import OnnxFunction, script
 
 from lowerkit.graph.domain import LOWERKIT, op
-from lowerkit.passes.activation.base import GeluMethod
-from lowerkit.passes.base import Contract
+from lowerkit.passes.base import Contract, Method
 
 
 @script(LOWERKIT, default_opset=op)
@@ -22,7 +21,7 @@ def ReluGelu(X):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
-class ReluForGelu(GeluMethod):
+class ReluForGelu(Method):
     """max(x, 0): what is left of GELU(x) = max(x, 0) - g(|x|) without the bump g.
 
     The two differ by at most max g = 0.17, at |x| = 0.75, and agree beyond |x| = 4. For a trained network that is
@@ -31,6 +30,7 @@ class ReluForGelu(GeluMethod):
     NaN themselves.
     """
 
+    family: ClassVar[str] = "gelu"
     name: ClassVar[str] = "relu"
     contract: ClassVar[Contract] = Contract.REPLACE
     source: ClassVar[str] = (
