@@ -39,7 +39,7 @@ def online_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
     """Softmax of float32 `inputs[0]` over `axis`; the pairs are (maximum, sum of exponentials below it)."""
-    p = _polynomial()
+    p = polynomial()
 
     def factor(x: Expr, top: Expr) -> Expr:
         return exponential(x - top, p)
@@ -51,7 +51,7 @@ def two_pass_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
     """Softmax of float32 `inputs[0]` over `axis`; the pairs are (largest exponent of two, sum of mantissas)."""
-    coefficients = [f32(float(c)) for c in _polynomial().array()]
+    coefficients = [f32(float(c)) for c in polynomial().array()]
 
     def exponent(x: Expr) -> Expr:
         return exponent_of(_compressed(x))
@@ -80,15 +80,7 @@ def _softmax(
     term: Callable[[Expr, Expr], Expr],
     factor: Callable[[Expr, Expr], Expr],
 ) -> relax.Expr:
-    """`term(x, top) / sum term(x, top)` with top the largest `exponent(x)` of the row.
-
-    `factor(top', top)` makes a sum relative to top' one relative to top.
-    """
-    shape = [int(dim) for dim in x.ty.shape]
-    width = shape[int(attributes.get("axis", -1)) % len(shape)]
-    blocks = width // math.gcd(width, _BLOCK) if width > _BLOCK else 1
-    if width // blocks < _SHORTEST:
-        blocks = 1
+    """`term(x, top) / sum term(x, top)` with top the largest `exponent(x)` of the row."""
 
     def normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
         rows, count = data.shape
@@ -96,8 +88,41 @@ def _softmax(
         top = te.compute((rows,), lambda i: te.max(exponent(data[i, k]), axis=k), name="top")
         return top, te.compute((rows,), lambda i: te.sum(term(data[i, m], top[i]), axis=m), name="total")
 
-    def quotients(data: te.Tensor, top: te.Tensor, total: te.Tensor) -> te.Tensor:
-        return te.compute(data.shape, lambda i, j: term(data[i, j], top[i]) / total[i], name="softmax")
+    def at_once(data: te.Tensor) -> te.Tensor:
+        return _quotients(data, *normaliser(data), term)
+
+    return softmax_of_pairs(bb, x, attributes, normaliser, at_once, term, factor)
+
+
+def _quotients(
+    data: te.Tensor, top: te.Tensor, total: te.Tensor, term: Callable[[Expr, Expr], Expr]
+) -> te.Tensor:
+    """`term(x, top) / total` by rows."""
+    return te.compute(data.shape, lambda i, j: term(data[i, j], top[i]) / total[i], name="softmax")
+
+
+def softmax_of_pairs(
+    bb: relax.BlockBuilder,
+    x: relax.Expr,
+    attributes: dict[str, Any],
+    normaliser: Callable[[te.Tensor], tuple[te.Tensor, te.Tensor]],
+    at_once: Callable[[te.Tensor], te.Tensor],
+    term: Callable[[Expr, Expr], Expr],
+    factor: Callable[[Expr, Expr], Expr],
+) -> relax.Expr:
+    """Softmax over `axis` from pairs (top, sum of terms relative to top) of blocks of a row.
+
+    Args:
+        normaliser: rows -> their pairs.
+        at_once: rows that are one block each -> their softmax.
+        term: (element, top) -> what is summed, and what is divided by the sum.
+        factor: (top', top) -> what makes a sum relative to top' one relative to the larger top.
+    """
+    shape = [int(dim) for dim in x.ty.shape]
+    width = shape[int(attributes.get("axis", -1)) % len(shape)]
+    blocks = width // math.gcd(width, _BLOCK) if width > _BLOCK else 1
+    if width // blocks < _SHORTEST:
+        blocks = 1
 
     def pairs_of(data: te.Tensor) -> te.Tensor:
         top, total = normaliser(data)
@@ -115,16 +140,13 @@ def _softmax(
             lambda i: te.sum(pairs[i * blocks + m, 1] * factor(pairs[i * blocks + m, 0], top[i]), axis=m),
             name="total",
         )
-        return quotients(data, top, total)
+        return _quotients(data, top, total, term)
 
     def in_blocks(data: relax.Expr) -> relax.Expr:
         rows = int(data.ty.shape[0])
         parts = bb.normalize(relax.op.reshape(data, (rows * blocks, width // blocks)))
         pairs = bb.emit_te(pairs_of, parts, primfunc_name_hint="softmax_blocks")
         return bb.emit_te(joined, data, pairs, primfunc_name_hint="softmax_quotients")
-
-    def at_once(data: te.Tensor) -> te.Tensor:
-        return quotients(data, *normaliser(data))
 
     def rows_of(data: relax.Expr) -> relax.Expr:
         return in_blocks(data) if blocks > 1 else bb.emit_te(at_once, data, primfunc_name_hint="softmax")
@@ -133,5 +155,6 @@ def _softmax(
 
 
 @functools.cache
-def _polynomial() -> Polynomial:
+def polynomial() -> Polynomial:
+    """The exponential's, on the reduced range."""
     return PolyExp(degree=7).polynomial()
