@@ -185,7 +185,11 @@ def test_softmax_of_ugly_rows(axis: int, tmp_path: Path) -> None:
 
 def lowered_softmax(name: str, x: np.ndarray, axis: int, **options: float) -> ir.Model:
     """The graph of one Softmax after the method `name` took its place."""
-    model = model_of(f"y = Softmax<axis = {axis}>(x)", {"x": x}, {"y": x.shape})
+    if name == "online-topk":
+        text, k = f"s = Softmax<axis = {axis}>(x) y, i = TopK<axis = {axis}>(s, k)", min(3, x.shape[axis])
+        model = model_of(text, {"x": x}, {"y": (1,)}, {"k": np.array([k], np.int64)})
+    else:
+        model = model_of(f"y = Softmax<axis = {axis}>(x)", {"x": x}, {"y": x.shape})
     node = next(iter(model.graph))
     registry.make("softmax", name, options).rewrite(model, node)
     return model
