@@ -247,6 +247,32 @@ def test_unified_maximum_of_ugly_rows(width: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((5,), 0), ((1, 1), 1), ((3, 37), -1), ((37, 3), 0), ((2, 9, 5), 1), ((2, 8192), 1), ((2, 12000), 1)],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_largest_weights_and_where_they_are(
+    shape: tuple[int, ...], axis: int, whole: bool, tmp_path: Path
+) -> None:
+    x = np.round(normal(*shape) * 4)  # with ties
+    x[normal(*shape, seed=1) > 1] = -np.inf
+    x[(0,) * len(shape)] = 2
+    rows = np.moveaxis(x, axis, -1)
+    k = rows.shape[-1] if whole else min(3, rows.shape[-1])
+    text = f"s = Softmax<axis = {axis}>(x) y, i = TopK<axis = {axis}>(s, k)"
+    model = model_of(text, {"x": x}, {"y": (1,)}, {"k": np.array([k], np.int64)})
+    last = next(node for node in model.graph if node.op_type == "TopK").outputs[1]
+    last.dtype = ir.DataType.INT64
+    model.graph.outputs.append(last)
+    registry.make("softmax", "online-topk", {}).rewrite(model, next(iter(model.graph)))
+    got = run(model, {"x": x}, tmp_path)
+    order = np.argsort(-rows, axis=-1, kind="stable")[..., :k]
+    np.testing.assert_array_equal(got["i"], np.moveaxis(order, -1, axis))
+    exact = np.moveaxis(np.take_along_axis(softmax_rows(rows), order, -1), -1, axis)
+    np.testing.assert_allclose(got["y"], exact, rtol=5e-6, atol=1e-37)
+
+
 @pytest.mark.parametrize(("shape", "axis"), [((4, 6, 32), -1), ((4, 6, 33), 2), ((3, 5, 8), 1), ((7, 1), -1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_normalisation(shape: tuple[int, ...], axis: int, bias: bool, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class OnlineTopK(SoftmaxMethod):
         "Milakov and Gimelshein, Online normalizer calculation for softmax (2018), section 4, Alg. 4"
     )
     cost: ClassVar[Mapping[str, str]] = {
-        "cpu": "no quotient and no softmax of the row's length; TVM sorts the logits, which takes the most time",
+        "cpu": "1 exponential per element and k quotients; the choice of the k largest is a pass of its own",
         "gpu": "1 pass over memory instead of 5; k logits and indices per thread, merged at the end",
         "fpga": "a chain of k comparators beside the online normaliser, II 1 per element; no row buffer",
         "he": "not applicable: needs comparisons",

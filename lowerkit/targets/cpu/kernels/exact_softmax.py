@@ -39,12 +39,7 @@ def online_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
     """Softmax of float32 `inputs[0]` over `axis`; the pairs are (maximum, sum of exponentials below it)."""
-    p = polynomial()
-
-    def factor(x: Expr, top: Expr) -> Expr:
-        return exponential(x - top, p)
-
-    return _softmax(bb, inputs[0], attributes, lambda x: x, factor, factor)
+    return _softmax(bb, inputs[0], attributes, lambda x: x, _below, _below)
 
 
 def two_pass_softmax(
@@ -83,10 +78,7 @@ def _softmax(
     """`term(x, top) / sum term(x, top)` with top the largest `exponent(x)` of the row."""
 
     def normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
-        rows, count = data.shape
-        k, m = te.reduce_axis((0, count), "k"), te.reduce_axis((0, count), "m")
-        top = te.compute((rows,), lambda i: te.max(exponent(data[i, k]), axis=k), name="top")
-        return top, te.compute((rows,), lambda i: te.sum(term(data[i, m], top[i]), axis=m), name="total")
+        return _normaliser(data, exponent, term)
 
     def at_once(data: te.Tensor) -> te.Tensor:
         return _quotients(data, *normaliser(data), term)
@@ -118,40 +110,84 @@ def softmax_of_pairs(
         term: (element, top) -> what is summed, and what is divided by the sum.
         factor: (top', top) -> what makes a sum relative to top' one relative to the larger top.
     """
-    shape = [int(dim) for dim in x.ty.shape]
-    width = shape[int(attributes.get("axis", -1)) % len(shape)]
-    blocks = width // math.gcd(width, _BLOCK) if width > _BLOCK else 1
-    if width // blocks < _SHORTEST:
-        blocks = 1
 
-    def pairs_of(data: te.Tensor) -> te.Tensor:
-        top, total = normaliser(data)
-        # One tensor, because all that a row leaves has to be in its last loop.
-        return te.compute(
-            (data.shape[0], 2), lambda i, j: tirx.Select(j == 0, top[i], total[i]), name="pairs"
-        )
+    def in_blocks(data: relax.Expr, blocks: int) -> relax.Expr:
+        def joined(data: te.Tensor, pairs: te.Tensor) -> te.Tensor:
+            return _quotients(data, *_join(pairs, blocks, factor), term)
 
-    def joined(data: te.Tensor, pairs: te.Tensor) -> te.Tensor:
-        k, m = te.reduce_axis((0, blocks), "k"), te.reduce_axis((0, blocks), "m")
-        rows = (data.shape[0],)
-        top = te.compute(rows, lambda i: te.max(pairs[i * blocks + k, 0], axis=k), name="top")
-        total = te.compute(
-            rows,
-            lambda i: te.sum(pairs[i * blocks + m, 1] * factor(pairs[i * blocks + m, 0], top[i]), axis=m),
-            name="total",
-        )
-        return _quotients(data, top, total, term)
-
-    def in_blocks(data: relax.Expr) -> relax.Expr:
-        rows = int(data.ty.shape[0])
-        parts = bb.normalize(relax.op.reshape(data, (rows * blocks, width // blocks)))
-        pairs = bb.emit_te(pairs_of, parts, primfunc_name_hint="softmax_blocks")
+        pairs = _pairs_of_blocks(bb, data, blocks, normaliser)
         return bb.emit_te(joined, data, pairs, primfunc_name_hint="softmax_quotients")
 
     def rows_of(data: relax.Expr) -> relax.Expr:
-        return in_blocks(data) if blocks > 1 else bb.emit_te(at_once, data, primfunc_name_hint="softmax")
+        blocks = _blocks(data)
+        if blocks > 1:
+            return in_blocks(data, blocks)
+        return bb.emit_te(at_once, data, primfunc_name_hint="softmax")
 
     return by_rows(bb, rows_of, x, attributes)
+
+
+def online_pairs(bb: relax.BlockBuilder, data: relax.Expr) -> relax.Expr:
+    """(maximum, sum of exponentials below it) of float32 rows, in a tensor [rows, 2]."""
+    blocks = _blocks(data)
+    pairs = _pairs_of_blocks(bb, data, blocks, lambda rows: _normaliser(rows, lambda x: x, _below))
+    if blocks == 1:
+        return pairs
+
+    def joined(parts: te.Tensor) -> te.Tensor:
+        return _as_pairs(*_join(parts, blocks, _below))
+
+    return bb.emit_te(joined, pairs, primfunc_name_hint="softmax_pairs")
+
+
+def _below(x: Expr, top: Expr) -> Expr:
+    return exponential(x - top, polynomial())
+
+
+def _normaliser(
+    data: te.Tensor, exponent: Callable[[Expr], Expr], term: Callable[[Expr, Expr], Expr]
+) -> tuple[te.Tensor, te.Tensor]:
+    rows, count = data.shape
+    k, m = te.reduce_axis((0, count), "k"), te.reduce_axis((0, count), "m")
+    top = te.compute((rows,), lambda i: te.max(exponent(data[i, k]), axis=k), name="top")
+    return top, te.compute((rows,), lambda i: te.sum(term(data[i, m], top[i]), axis=m), name="total")
+
+
+def _blocks(data: relax.Expr) -> int:
+    """Into how many blocks rows of this width are cut."""
+    width = int(data.ty.shape[1])
+    blocks = width // math.gcd(width, _BLOCK) if width > _BLOCK else 1
+    return blocks if width // blocks >= _SHORTEST else 1
+
+
+def _pairs_of_blocks(
+    bb: relax.BlockBuilder,
+    data: relax.Expr,
+    blocks: int,
+    normaliser: Callable[[te.Tensor], tuple[te.Tensor, te.Tensor]],
+) -> relax.Expr:
+    """The pairs of the blocks of all rows, in a tensor [rows * blocks, 2]."""
+    rows, width = (int(dim) for dim in data.ty.shape)
+    parts = data if blocks == 1 else bb.normalize(relax.op.reshape(data, (rows * blocks, width // blocks)))
+    return bb.emit_te(lambda x: _as_pairs(*normaliser(x)), parts, primfunc_name_hint="softmax_blocks")
+
+
+def _as_pairs(top: te.Tensor, total: te.Tensor) -> te.Tensor:
+    """One tensor, because all that a row leaves has to be in its last loop."""
+    return te.compute((top.shape[0], 2), lambda i, j: tirx.Select(j == 0, top[i], total[i]), name="pairs")
+
+
+def _join(pairs: te.Tensor, blocks: int, factor: Callable[[Expr, Expr], Expr]) -> tuple[te.Tensor, te.Tensor]:
+    """The pairs of rows from those of their blocks."""
+    k, m = te.reduce_axis((0, blocks), "k"), te.reduce_axis((0, blocks), "m")
+    rows = (int(pairs.shape[0]) // blocks,)
+    top = te.compute(rows, lambda i: te.max(pairs[i * blocks + k, 0], axis=k), name="top")
+    total = te.compute(
+        rows,
+        lambda i: te.sum(pairs[i * blocks + m, 1] * factor(pairs[i * blocks + m, 0], top[i]), axis=m),
+        name="total",
+    )
+    return top, total
 
 
 @functools.cache
