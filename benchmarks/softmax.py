@@ -5,8 +5,8 @@
 Rows of 2^7 to 2^24 elements; arrays of 2^22 elements or one row. Rounds go through the contenders in turn, and
 the table gives medians of GB/s, counting what any softmax must move: the input read once, the output written
 once. Every method is first checked against float64. `copy` is numpy's copy of the input. `three-pass` is the cpu
-target's `poly-exp` (maximum, exponentials and sum, quotients), `online` and `two-pass` are the methods of these
-names.
+target's `poly-exp` (maximum, exponentials and sum, quotients), `online`, `two-pass` and `unified-max` are the
+methods of these names, the last with its center at 0, which all rows are near.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lowerkit.targets.cpu.runner import CpuRunner
 
 TITLE = "Softmax by passes over memory"
 #: Contender -> softmax method of the cpu target.
-METHODS = {"three-pass": "poly-exp", "online": "online", "two-pass": "two-pass"}
+METHODS = {"three-pass": "poly-exp", "online": "online", "two-pass": "two-pass", "unified-max": "unified-max"}
 ELEMENTS = 1 << 22
 #: Of the output's scale, against float64: a contender that is wrong has no speed.
 LIMIT = 1e-4

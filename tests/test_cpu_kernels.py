@@ -12,6 +12,7 @@ import tvm
 from tvm import s_tir, te
 from tvm_ffi import structural_walk
 
+from lowerkit.numerics.rows import softmax_rows
 from lowerkit.passes import registry
 from lowerkit.reference import Reference
 from lowerkit.targets.cpu.kernels.packed import PANEL, pack
@@ -182,11 +183,15 @@ def test_softmax_of_ugly_rows(axis: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(run(model, {"x": x}, tmp_path)["y"], expected, rtol=1e-5, atol=1e-7)
 
 
-def lowered_softmax(name: str, x: np.ndarray, axis: int) -> ir.Model:
+def lowered_softmax(name: str, x: np.ndarray, axis: int, **options: float) -> ir.Model:
     """The graph of one Softmax after the method `name` took its place."""
-    model = model_of(f"y = Softmax<axis = {axis}>(x)", {"x": x}, {"y": x.shape})
+    if name == "online-topk":
+        text, k = f"s = Softmax<axis = {axis}>(x) y, i = TopK<axis = {axis}>(s, k)", min(3, x.shape[axis])
+        model = model_of(text, {"x": x}, {"y": (1,)}, {"k": np.array([k], np.int64)})
+    else:
+        model = model_of(f"y = Softmax<axis = {axis}>(x)", {"x": x}, {"y": x.shape})
     node = next(iter(model.graph))
-    registry.make("softmax", name, {}).rewrite(model, node)
+    registry.make("softmax", name, options).rewrite(model, node)
     return model
 
 
@@ -201,6 +206,71 @@ def test_softmax_methods_do_what_their_bodies_say(name: str, axis: int, tmp_path
         directory.mkdir()
         got = run(model, {"x": x}, directory)["y"]
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+#: Rows in one block, in several (8192, 65536) and in several that do not divide it (12000).
+@pytest.mark.parametrize("width", [1, 2, 37, 128, 5003, 8192, 12000, 65536])
+@pytest.mark.parametrize("center", [0.0, -17.3])
+def test_unified_maximum_is_softmax_inside_and_outside_of_its_reach(
+    width: int, center: float, tmp_path: Path
+) -> None:
+    shifts = [0, 1, -30, 30, 59, -59, 61, -61, 75, 88, -88, 100, -100, 500, -500, 1e4, -1e4, 1e30]
+    shift = np.array(shifts, np.float32)[:, None]
+    x = normal(len(shifts), width) * 4 + np.float32(center) + shift
+    x[0, -1] = x[1, 0] = 1e4  # one block far above the others
+    x[3, : width // 2] -= 200  # and some far below
+    x[2, 1:] = np.where(normal(1, max(width - 1, 0), seed=1) > 0, x[2, 1:], -np.inf)
+    got = run(lowered_softmax("unified-max", x, -1, center=center), {"x": x}, tmp_path)["y"]
+    exact = softmax_rows(x)
+    theirs = Reference(model_of("y = Softmax(x)", {"x": x}, {"y": x.shape}))({"x": x})["y"]
+    # Differences to the center or the maximum are rounded before they are exponents, so that far ones cost
+    # some units; sums of widths that no vector divides are of one element after the other.
+    exponents = np.abs(x - center).clip(0, 60) + np.abs(
+        np.log(exact, where=exact > 0, out=np.zeros_like(exact))
+    )
+    units = 16 + exponents + (width / 16 if width % 8 else 0)
+    np.testing.assert_array_less(np.abs(got - exact), 2.0**-24 * exact * units + 2e-12)
+    np.testing.assert_array_less(np.abs(got - theirs), 2.0**-24 * exact * (units + width / 128) * 2 + 2e-12)
+
+
+@pytest.mark.parametrize("width", [4, 8192, 65536])
+def test_unified_maximum_of_ugly_rows(width: int, tmp_path: Path) -> None:
+    x = np.repeat(UGLY, 2, axis=0)
+    x = np.concatenate([x, normal(len(x), width - 8)], axis=1) if width > 8 else x[:, :width].copy()
+    x[[4, 5]] = -np.inf
+    x[len(x) - 1, -1], x[len(x) - 2, -1] = np.nan, np.inf
+    model = lowered_softmax("unified-max", x, -1)
+    expected = Reference(model_of("y = Softmax(x)", {"x": x}, {"y": x.shape}))({"x": x})["y"]
+    got = run(model, {"x": x}, tmp_path)["y"]
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    assert np.isnan(got[[4, 5, -2, -1]]).all()
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((5,), 0), ((1, 1), 1), ((3, 37), -1), ((37, 3), 0), ((2, 9, 5), 1), ((2, 8192), 1), ((2, 12000), 1)],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_largest_weights_and_where_they_are(
+    shape: tuple[int, ...], axis: int, whole: bool, tmp_path: Path
+) -> None:
+    x = np.round(normal(*shape) * 4)  # with ties
+    x[normal(*shape, seed=1) > 1] = -np.inf
+    x[(0,) * len(shape)] = 2
+    rows = np.moveaxis(x, axis, -1)
+    k = rows.shape[-1] if whole else min(3, rows.shape[-1])
+    text = f"s = Softmax<axis = {axis}>(x) y, i = TopK<axis = {axis}>(s, k)"
+    model = model_of(text, {"x": x}, {"y": (1,)}, {"k": np.array([k], np.int64)})
+    last = next(node for node in model.graph if node.op_type == "TopK").outputs[1]
+    last.dtype = ir.DataType.INT64
+    model.graph.outputs.append(last)
+    registry.make("softmax", "online-topk", {}).rewrite(model, next(iter(model.graph)))
+    got = run(model, {"x": x}, tmp_path)
+    order = np.argsort(-rows, axis=-1, kind="stable")[..., :k]
+    np.testing.assert_array_equal(got["i"], np.moveaxis(order, -1, axis))
+    exact = np.moveaxis(np.take_along_axis(softmax_rows(rows), order, -1), -1, axis)
+    np.testing.assert_allclose(got["y"], exact, rtol=5e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 6, 32), -1), ((4, 6, 33), 2), ((3, 5, 8), 1), ((7, 1), -1)])

@@ -16,3 +16,10 @@ def take_place(node: ir.Node, made: Sequence[ir.Node], result: ir.Value | None =
     new.name, new.shape, new.type = old.name, old.shape, old.type
     assert node.graph is not None
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [old], [new])
+
+
+def take_places(nodes: Sequence[ir.Node], made: ir.Node) -> None:
+    """Put `made` where the last of `nodes` stands; its outputs become that node's, and all of `nodes` go."""
+    last = nodes[-1]
+    assert last.graph is not None
+    ir.convenience.replace_nodes_and_values(last.graph, last, nodes, [made], last.outputs, made.outputs)

@@ -1,7 +1,8 @@
 """What a method is: a frozen dataclass whose fields are its options and whose docstring is its maths.
 
-A method replaces one canonical node by one operator of the `lowerkit` domain. Its file holds
-everything about it: source, contract, domain, error bound, function body, numpy model and cost.
+A method replaces one canonical node, and what follows it where it says so, by one operator of the `lowerkit`
+domain. Its file holds everything about it: source, contract, domain, error bound, function body, numpy model and
+cost.
 Adding a method is adding a file to a folder of `lowerkit.passes`; `lowerkit.passes.registry` finds it.
 """
 
@@ -92,6 +93,10 @@ class Method(ABC):
     def outside_node(self, node: ir.Node, stats: TensorStats) -> str | None:
         """`outside` for one node; methods that need its attributes or operator say so here instead."""
         return self.outside(stats)
+
+    def replaced(self, node: ir.Node) -> ir.Node:
+        """The node whose outputs the operator's become; a method may take in what follows `node`."""
+        return node
 
     def inputs(self, model: ir.Model, node: ir.Node) -> list[ir.Value | None]:
         """What of the node's inputs the operator takes, before tables and coefficients."""

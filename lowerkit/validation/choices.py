@@ -21,9 +21,13 @@ from lowerkit.validation.results import ChoiceResult
 
 @dataclass
 class _Trial:
-    """A planned node of the canonical graph, and the operator that replaced it as a model of its own."""
+    """A planned node of the canonical graph, and the operator that replaced it as a model of its own.
+
+    `output` is the value of the canonical graph whose place the operator's took.
+    """
 
     before: ir.Node
+    output: ir.Value
     after: Reference
     error: ErrorStats = field(default_factory=ErrorStats)
     stats: TensorStats = field(default_factory=TensorStats)
@@ -32,11 +36,11 @@ class _Trial:
     def taps(self) -> list[str]:
         """Values to take from a run of the canonical graph."""
         inputs = [value for value in self.before.inputs if value is not None and value.producer() is not None]
-        return [value.name or "" for value in [*inputs, self.before.outputs[0]]]
+        return [value.name or "" for value in [*inputs, self.output]]
 
     def update(self, values: Mapping[str, np.ndarray]) -> None:
         """Add one sample, given the values of a run of the canonical graph, inputs among them."""
-        output, source = self.before.outputs[0].name or "", self.before.inputs[0]
+        output, source = self.output.name or "", self.before.inputs[0]
         inputs = [value.name or "" for value in _fed(self.before.inputs)]
         self.error.update(values[output], self.after({name: values[name] for name in inputs})[output])
         if source is not None and (name := source.name or "") in values:
@@ -60,9 +64,11 @@ def compare_choices(
     after = {node.name: node for node in lowered.graph}
     for node in canonical.graph if samples else ():
         name = node.name or ""
-        if methods.get(name) is not None and name in after:
-            trials[name] = _Trial(node, _alone(lowered, after[name], node))
-    sizes = [sum(value_bytes(v) for v in (*t.before.inputs, *t.before.outputs) if v) for t in trials.values()]
+        method = methods.get(name)
+        if method is not None and name in after:
+            output = method.replaced(node).outputs[0]
+            trials[name] = _Trial(node, output, _alone(lowered, after[name], output))
+    sizes = [sum(value_bytes(v) for v in (*t.before.inputs, t.output) if v) for t in trials.values()]
     for group in by_bytes(list(trials.values()), sizes, TAP_BYTES):
         reference = Reference(canonical, list(dict.fromkeys(tap for trial in group for tap in trial.taps)))
         for sample in samples:
@@ -107,8 +113,8 @@ def _fed(inputs: Sequence[ir.Value | None]) -> list[ir.Value]:
     return list(dict.fromkeys(value for value in inputs if value is not None and value.const_value is None))
 
 
-def _alone(model: ir.Model, node: ir.Node, before: ir.Node) -> Reference:
-    """`node` of `model` as a model that takes what `before`, the node it replaced, was fed."""
+def _alone(model: ir.Model, node: ir.Node, result: ir.Value) -> Reference:
+    """`node` of `model` as a model that takes what it is fed there, and gives its first output as `result`."""
     copies: dict[ir.Value, ir.Value] = {}
     for value in node.inputs:
         if value is not None:
@@ -117,13 +123,14 @@ def _alone(model: ir.Model, node: ir.Node, before: ir.Node) -> Reference:
             )
     inputs = [None if value is None else copies[value] for value in node.inputs]
     old = node.outputs[0]
-    output = ir.Value(name=before.outputs[0].name, shape=old.shape, type=old.type)
+    output = ir.Value(name=result.name, shape=old.shape, type=old.type)
+    others = [ir.Value(name=f"{result.name}.{index}") for index in range(1, len(node.outputs))]
     copy = ir.Node(
         node.domain,
         node.op_type,
         inputs,
         [attribute for attribute in node.attributes.values() if isinstance(attribute, ir.Attr)],
-        outputs=[output],
+        outputs=[output, *others],
         name=node.name,
     )
     graph = ir.Graph(

@@ -42,8 +42,30 @@ def model_of(
     return model
 
 
+def top_of(x: np.ndarray, k: int = 2, **attributes: int) -> ir.Model:
+    """y, i = TopK(Softmax(x)) along one axis; `attributes` are the TopK's, the Softmax is the node n."""
+    axis = attributes.get("axis", -1)
+    shape = [k if index == axis % x.ndim else size for index, size in enumerate(x.shape)]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Softmax", ["x"], ["s"], name="n", axis=axis),
+            onnx.helper.make_node("TopK", ["s", "k"], ["y", "i"], name="t", **attributes),
+        ],
+        "top",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [
+            onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape),
+            onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, shape),
+        ],
+        [onnx.numpy_helper.from_array(np.array([k], np.int64), "k")],
+        value_info=[onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, x.shape)],
+    )
+    opset = onnx.helper.make_opsetid("", 23)
+    return ir.serde.deserialize_model(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11))
+
+
 def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    """The model's only output, in onnxruntime, operator by operator."""
+    """The model's output y, in onnxruntime, operator by operator."""
     result: np.ndarray = Reference(model)({"x": x})["y"]
     return result
 

@@ -56,7 +56,7 @@ class UnifiedMax(SoftmaxMethod):
         "Optimization, and Heuristics (MLSys 2024), section 3"
     )
     cost: ClassVar[Mapping[str, str]] = {
-        "cpu": "one exponential per element and one pass to the normaliser; the rare row is done again",
+        "cpu": "one pass to the normaliser, without a maximum; the rare block of a row is summed again",
         "gpu": "partial sums of blocks need no rescaling and no synchronisation",
         "fpga": "no row buffer before the exponentials; the guard raises a flag for the rare row",
         "he": "the constant c replaces the maximum, where calibration vouches for the range",

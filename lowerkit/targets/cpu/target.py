@@ -25,7 +25,9 @@ class CpuTarget(Target):
     summary = "machine code for this kind of processor, compiled by TVM"
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "poly-exp", "gelu": "poly", "norm": "keep"}
     expands = frozenset({"Attention"})
-    native = frozenset({"OnlineSoftmax", "PolySoftmax", "TwoPassSoftmax"})
+    native = frozenset(
+        {"OnlineSoftmax", "OnlineSoftmaxTopK", "PolySoftmax", "TwoPassSoftmax", "UnifiedMaxSoftmax"}
+    )
     options: ClassVar[Mapping[str, Any]] = {"cpu": features.default_cpu(), "threads": 0}
 
     def blocker(self, node: ir.Node) -> str | None:
