@@ -1,6 +1,6 @@
 """Writes docs/methods.md from the methods themselves, so that the page cannot say anything else.
 
-python docs/generate_methods.py            write it
+python docs/generate_methods.py            write it, and the plots
 python docs/generate_methods.py --check    exit with 1 where the file is not what would be written
 """
 
@@ -27,14 +27,30 @@ A method replaces one operator of the canonical graph by one of the domain `lowe
 that changes: *exact*, nothing but rounding; *approximate*, no more than the bound, on the domain stated;
 *replace*, the function itself, so that accuracy needs training. Bounds are those of the method error in real
 arithmetic at the default options; *proved* is by the derivation below, *exhaustive* by evaluation at every
-float32, *sampled* on a dense grid. float32 rounding comes on top, as it does for the original operator.
+float32, *sampled* on a dense grid. float32 rounding comes on top, as it does for the original operator. Plots show
+the error in float64 at the default options, and the bound as a dashed line: of activations over x, of softmax for
+one logit against seven at 0, of normalisation over the row's variance, of attention over the scale of the scores.
 """
 
 
 def page() -> str:
     """The whole page, ending with a newline."""
     classes = list(methods().values())
-    return "\n".join([INTRODUCTION, _table(classes), *(_section(cls) for cls in classes)])
+    return "\n".join([INTRODUCTION, _table(classes), *(_section(group) for group in groups(classes))])
+
+
+def groups(classes: Sequence[type[Method]]) -> list[list[type[Method]]]:
+    """Methods of one derivation together: one for many functions, or one for one operator."""
+    found: dict[str, list[type[Method]]] = {}
+    for cls in classes:
+        found.setdefault(cls.__doc__ or "", []).append(cls)
+    return list(found.values())
+
+
+def plot_name(group: Sequence[type[Method]]) -> str:
+    """The file of a group's plot."""
+    family = group[0].family if len(group) == 1 else "activation"
+    return f"{family}-{group[0].name}.svg"
 
 
 def _table(classes: list[type[Method]]) -> str:
@@ -53,26 +69,37 @@ def _table(classes: list[type[Method]]) -> str:
     )
 
 
-def _section(cls: type[Method]) -> str:
+def _section(group: list[type[Method]]) -> str:
+    first = group[0]
+    derivation = "\n".join(
+        line if line.startswith("    ") else _prose(line)
+        for line in inspect.cleandoc(first.__doc__ or "").splitlines()
+    )
+    title = f"{first.family if len(group) == 1 else 'activations'}: {first.name}"
+    shared = [
+        f"- contract: {first.contract.value}",
+        f"- source: {first.source}",
+        *(f"- cost, {target}: {cost}" for target, cost in sorted(first.cost.items())),
+    ]
+    plot = f"![error of {title}](plots/{plot_name(group)})"
+    if len(group) == 1:
+        parts = [f'<a id="{_anchor(first)}"></a>', f"## {title}", "", derivation, ""]
+        return "\n".join([*parts, *(f"- {fact}" for fact in _facts(first)), *shared, "", plot, ""])
+    members = [f'- <a id="{_anchor(cls)}"></a>{cls.family}: ' + "; ".join(_facts(cls)) for cls in group]
+    return "\n".join([f"## {title}", "", derivation, "", *shared, "", *members, "", plot, ""])
+
+
+def _facts(cls: type[Method]) -> list[str]:
+    """What differs between methods of one derivation."""
     bound = cls().bound()
     operators = ", ".join(f"`lowerkit::{cls.functions[op].name}` for {op}" for op in sorted(cls.functions))
     options = [f"`{field.name}` = {field.default!r}" for field in dataclasses.fields(cls)]
-    facts = [
-        f"- contract: {cls.contract.value}",
-        f"- bound: {_bound(cls)}",
-        *([f"- domain: {_prose(bound.domain)}"] if bound else []),
-        f"- options: {', '.join(options) or 'none'}",
-        f"- operator: {operators}",
-        f"- source: {cls.source}",
-        *(f"- cost, {target}: {cost}" for target, cost in sorted(cls.cost.items())),
+    return [
+        f"bound: {_bound(cls)}",
+        *([f"domain: {_prose(bound.domain)}"] if bound else []),
+        f"options: {', '.join(options) or 'none'}",
+        f"operator: {operators}",
     ]
-    derivation = "\n".join(
-        line if line.startswith("    ") else _prose(line)
-        for line in inspect.cleandoc(cls.__doc__ or "").splitlines()
-    )
-    return "\n".join(
-        [f'<a id="{_anchor(cls)}"></a>', f"## {cls.family}: {cls.name}\n", derivation, "", *facts, ""]
-    )
 
 
 def _anchor(cls: type[Method]) -> str:
@@ -112,11 +139,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = page()
     if not arguments.check:
         arguments.page.write_text(text, encoding="utf-8")
+        if arguments.page == PAGE:
+            _draw_plots()
         return 0
     if arguments.page.is_file() and arguments.page.read_text(encoding="utf-8") == text:
         return 0
     print(f"{arguments.page} is stale: run python docs/generate_methods.py", file=sys.stderr)
     return 1
+
+
+def _draw_plots() -> None:
+    """All plots, and none that no method has any more."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from method_plots import PLOTS, draw
+
+    wanted = {plot_name(group): group for group in groups(list(methods().values()))}
+    for path in PLOTS.glob("*.svg"):
+        if path.name not in wanted:
+            path.unlink()
+    for name, group in wanted.items():
+        draw(group, PLOTS / name)
 
 
 if __name__ == "__main__":
