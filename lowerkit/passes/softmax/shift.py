@@ -108,7 +108,8 @@ class Shift(Fixed):
     name: ClassVar[str] = "shift"
     contract: ClassVar[Contract] = Contract.APPROXIMATE
     source: ClassVar[str] = (
-        "Sarkar et al., Edge-MoE (ICCAD 2023), section IV: single-pass softmax with an integer maximum, in base 2"
+        "Stevens et al., Softermax (DAC 2021): base 2 with an integer running maximum; the single pass in fixed "
+        "point also in Sarkar et al., Edge-MoE (ICCAD 2023), there in base e with multiplications"
     )
     cost: ClassVar[Mapping[str, str]] = {
         "cpu": "two table reads, a power of two and a product per element in float64: for reference, not for speed",
