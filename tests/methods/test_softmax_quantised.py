@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from single import body
+from single import body, model_of
 from test_softmax_methods import UGLY, logits, softmax
 
 from lowerkit.numerics.rows import softmax_rows, softmax_values
 from lowerkit.numerics.statistics import TensorStats
+from lowerkit.passes import registry
 from lowerkit.passes.base import Method
 from lowerkit.passes.softmax.binary import Binary, best_threshold
 from lowerkit.passes.softmax.log_quantised import LogQuantised
 from lowerkit.passes.softmax.quantised import Quantised
+from lowerkit.plan import Choice, Plan, options_of
 
 UNIFORM = [Quantised(), Quantised(bits=4, correction=0.01), Quantised(bits=2), Quantised(bits=16)]
 LOG = [
@@ -151,6 +153,109 @@ def test_correction_never_makes_the_mean_error_worse(seed: int, length: int, bit
     assert abs(after) <= abs(before) * 1e-6 + 1e-12
 
 
+def heads_of(seed: int) -> np.ndarray:
+    """Attention logits (2, 3, 8, 512) of a flat, a middling and a peaked head."""
+    scale = np.array([0.2, 2.0, 8.0]).reshape(3, 1, 1)
+    return np.asarray(np.random.default_rng(seed).normal(0, 1, (2, 3, 8, 512)) * scale, np.float32)
+
+
+def head_errors(method: Quantised, x: np.ndarray) -> np.ndarray:
+    return np.abs(np.mean(softmax(x) - body(method, "Softmax", x), axis=(0, 2, 3)))
+
+
+def test_one_correction_per_head_recovers_more_where_heads_differ() -> None:
+    seen, fresh = heads_of(1), heads_of(2)
+    one, each = (Quantised.fit(stats_of(seen), {"per_head": per_head}) for per_head in (False, True))
+    assert np.ndim(one.correction) == 0
+    assert each.correction_count == 3
+    assert np.array_equal(each.correction, np.float32(each.correction))
+    without = head_errors(Quantised(), fresh)
+    # What is left is the difference of two draws.
+    assert head_errors(each, fresh).max() <= 0.1 * without.max()
+    assert head_errors(each, fresh).sum() <= 0.2 * head_errors(one, fresh).sum()
+    # On what was calibrated, no head has a mean error left.
+    assert head_errors(each, seen).max() <= 1e-7
+    # Over the tensor, both give the same back.
+    assert np.mean(each.correction) == pytest.approx(one.correction, rel=1e-5)
+    np.testing.assert_allclose(body(each, "Softmax", fresh), each.evaluate(fresh), atol=1.01 / 255)
+    assert np.abs(each.evaluate(fresh) - softmax(fresh)).max() <= each.bound().value
+    assert each.bound().value == 0.5 / 255 + np.abs(each.correction).max()
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, (2, 3, 2, 5), elements=logits),
+    st.lists(st.floats(-1 / 15, 1 / 15), min_size=3, max_size=3),
+)
+def test_per_head_bodies_are_models_within_the_bound(x: np.ndarray, correction: list[float]) -> None:
+    method = Quantised(bits=4, per_head=True, correction=correction)
+    y, model, p = body(method, "Softmax", x), method.evaluate(x), softmax(x)
+    same = np.isclose(y, model, rtol=4e-7, atol=1e-8) | (np.isnan(y) & np.isnan(model))
+    assert np.all(same | undecided(method, p))
+    assert np.all((np.abs(model - p) <= method.bound().value + 1e-12) | np.isnan(p))
+
+
+def test_a_correction_per_head_of_one_value_is_that_per_tensor() -> None:
+    x = heads_of(3)
+    c = float(np.float32(0.001))
+    one = body(Quantised(correction=c), "Softmax", x)
+    np.testing.assert_array_equal(body(Quantised(correction=[c] * 3, per_head=True), "Softmax", x), one)
+    np.testing.assert_array_equal(body(Quantised(correction=c, per_head=True), "Softmax", x), one)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_fitting_to_a_node_follows_its_axis(per_head: bool) -> None:
+    x = heads_of(4)
+    turned = np.ascontiguousarray(np.moveaxis(x, -1, -2))
+    options = {"per_head": per_head}
+    expected = Quantised.fit(stats_of(x), options)
+    for axis in (-2, 2):
+        node = model_of("Softmax", turned, {"axis": axis}).graph.node("n")
+        method = Quantised.fit_node(node, stats_of(turned), options)
+        assert np.allclose(method.correction, expected.correction, rtol=1e-6)
+    y = body(method, "Softmax", turned, {"axis": -2})
+    np.testing.assert_allclose(np.moveaxis(y, -2, -1), body(method, "Softmax", x), atol=1.01 / 255)
+    assert Quantised.fit_node(model_of("Softmax", x).graph.node("n"), stats_of(x), options) == expected
+
+
+def test_heads_without_usable_rows_are_left_alone() -> None:
+    x = heads_of(5)
+    x[:, 1] = -inf
+    method = Quantised.fit(stats_of(x), {"per_head": True})
+    assert isinstance(method.correction, tuple)
+    assert [c != 0 for c in method.correction] == [True, False, True]
+    assert Quantised.fit(None, {"per_head": True}) == Quantised(per_head=True)
+    assert Quantised.fit(stats_of(x), {"per_head": True, "correct": False}).added == 0
+
+
+def test_per_head_needs_heads() -> None:
+    method = Quantised(per_head=True, correction=[0.0, 0.001, 0.0])
+
+    def reason(shape: tuple[int, ...], axis: int = -1) -> str | None:
+        return method.refuses(
+            model_of("Softmax", np.zeros(shape, np.float32), {"axis": axis}).graph.node("n")
+        )
+
+    assert reason((2, 3, 4, 5)) is None
+    assert reason((2, 3, 4, 5), 2) is None
+    assert reason((2, 3, 4, 5), 1) == "corrects per head, and needs rows along queries or keys"
+    assert reason((2, 4, 4, 5)) == "has corrections for 3 heads, not for 4"
+    for shape in ((3, 5), (3, 4, 5), (1, 2, 3, 4, 5)):
+        assert str(reason(shape)).endswith(f"(batch, heads, queries, keys), not of rank {len(shape)}")
+    flat = np.zeros((3, 5), np.float32)
+    node = model_of("Softmax", flat).graph.node("n")
+    options = {"per_head": True}
+    assert Quantised.fit_node(node, stats_of(flat), options) == Quantised(per_head=True)
+
+
+def test_corrections_per_head_survive_a_plan() -> None:
+    method = Quantised.fit(stats_of(heads_of(6)), {"per_head": True})
+    plan = Plan("cpu", (Choice("n", "Softmax", "quantised", options_of(method)),))
+    (choice,) = Plan.from_toml(plan.to_toml()).choices
+    assert isinstance(choice.options["correction"], list)
+    assert registry.make("softmax", "quantised", choice.options) == method
+
+
 @pytest.mark.parametrize("cls", [Quantised, Binary])
 def test_fitting_without_usable_rows_changes_nothing(cls: type[Method]) -> None:
     assert cls.fit(None, {}) == cls()
@@ -233,6 +338,10 @@ def test_fitted_binary_beats_the_defaults() -> None:
         (Quantised, {"correct": 1}, "correct must be true or false, not 1"),
         (Quantised, {"correction": 0.1}, "correction must be a number of at most one step, not 0.1"),
         (Quantised, {"correction": np.nan}, "not nan"),
+        (Quantised, {"per_head": 1}, "per_head must be true or false, not 1"),
+        (Quantised, {"correction": [0.0]}, "must be one number, not a list, unless per_head is true"),
+        (Quantised, {"per_head": True, "correction": []}, "must be of numbers of at most one step, not []"),
+        (Quantised, {"per_head": True, "correction": [0.1]}, "not [0.1]"),
         (LogQuantised, {"bits": 7}, "bits must be an integer from 2 to 6, not 7"),
         (LogQuantised, {"base": "e"}, "base must be '2' or 'sqrt2', not 'e'"),
         (Binary, {"threshold": 1.5}, "threshold must be a number from 0 to 1, not 1.5"),

@@ -114,7 +114,7 @@ class Fixed(SoftmaxMethod):
             2.0 ** -(self.input_bits + 2)
             + (1 + self.longest) * 2.0 ** -(self.table_bits + 1)
             + 2.0 ** -(self.reciprocal_bits + 1)
-            + 2.0**-_RECIPROCAL
+            + 2.0**-RECIPROCAL
             + 2.0 ** -(self.output_bits + 1)
         )
         domain = f"finite rows of up to {self.longest} elements, and -inf elements"
@@ -146,31 +146,38 @@ class Fixed(SoftmaxMethod):
             **super().attributes(node),
             "steps": 2.0**self.input_bits,
             "ones": 2.0**self.output_bits,
-            "shift": 2.0 ** (self.output_bits - _RECIPROCAL),
+            "shift": 2.0 ** (self.output_bits - RECIPROCAL),
         }
 
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """See `Method.evaluate`."""
-        exponentials, reciprocals = self.tables()
+        d, e = self.exponentials(x)
+        result: np.ndarray = self.divide(e) + np.where(np.isnan(d), d, 0).sum(axis=-1, keepdims=True)
+        return result
+
+    def exponentials(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The differences d from the largest, which tell of NaN, and their exponentials, integers both."""
+        table, _ = self.tables()
         # Logits arrive in float32.
         x = np.asarray(np.asarray(x, np.float32), np.float64)
         with np.errstate(invalid="ignore"):
             q = np.round(x * 2.0**self.input_bits)
             d = q.max(axis=-1, keepdims=True) - q
-            index = np.minimum(np.where(np.isnan(d), 0, d), len(exponentials) - 1).astype(np.int64)
-            e = exponentials[index]
-            total = e.sum(axis=-1, keepdims=True)
-            mantissa, exponent = np.frexp(total)
-            r = reciprocals[np.floor((2 * mantissa - 1) * len(reciprocals)).astype(np.int64)]
-            y = np.floor(np.ldexp(e * r, self.output_bits - _RECIPROCAL - (exponent - 1)) + 0.5)
-            ones = 2.0**self.output_bits
-            bad = np.where(np.isnan(d), d, 0).sum(axis=-1, keepdims=True)
-            result: np.ndarray = np.minimum(y, ones) / ones + bad
+        return d, table[np.minimum(np.where(np.isnan(d), 0, d), len(table) - 1).astype(np.int64)]
+
+    def divide(self, e: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
+        """Integers `e` over their sum (or `total`), by the reciprocal's table."""
+        _, reciprocals = self.tables()
+        mantissa, exponent = np.frexp(e.sum(axis=-1, keepdims=True) if total is None else total)
+        r = reciprocals[np.floor((2 * mantissa - 1) * len(reciprocals)).astype(np.int64)]
+        y = np.floor(np.ldexp(e * r, self.output_bits - RECIPROCAL - (exponent - 1)) + 0.5)
+        ones = 2.0**self.output_bits
+        result: np.ndarray = np.minimum(y, ones) / ones
         return result
 
 
 #: Fractional bits of the reciprocal.
-_RECIPROCAL = 16
+RECIPROCAL = 16
 
 
 @functools.cache
@@ -178,5 +185,11 @@ def _tables(input_bits: int, table_bits: int, reciprocal_bits: int) -> tuple[np.
     last = math.ceil((table_bits + 1) * math.log(2) * 2**input_bits)
     exponentials = np.round(np.exp(-np.arange(last + 1) / 2.0**input_bits) * 2.0**table_bits)
     exponentials[-1] = 0  # half a unit or less
-    middles = 1 + (np.arange(2**reciprocal_bits) + 0.5) / 2**reciprocal_bits
-    return exponentials, np.round(2.0**_RECIPROCAL / middles)
+    return exponentials, reciprocal_table(reciprocal_bits)
+
+
+def reciprocal_table(bits: int) -> np.ndarray:
+    """1 / m in the middle of each of 2^bits intervals of [1, 2), in units of 2^-16, in float64."""
+    middles = 1 + (np.arange(2**bits) + 0.5) / 2**bits
+    table: np.ndarray = np.round(2.0**RECIPROCAL / middles)
+    return table

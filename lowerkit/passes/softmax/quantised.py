@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,13 +16,16 @@ from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes.base import Bound, Contract, Evidence
 from lowerkit.passes.softmax.base import SoftmaxMethod
 
+#: Of attention weights: batch, heads, queries, keys.
+RANK = 4
+
 
 @script(LOWERKIT, default_opset=op)
-def QuantisedSoftmax(X, axis: int = -1, levels: float = 255.0, correction: float = 0.0):  # type: ignore[no-untyped-def]
-    """round(softmax levels) / levels + correction."""
+def QuantisedSoftmax(X, correction, axis: int = -1, levels: float = 255.0):  # type: ignore[no-untyped-def]
+    """round(softmax levels) / levels + correction, of shape () or (heads, 1, 1)."""
     steps = op.CastLike(op.Constant(value_float=levels), X)
     q = op.Round(op.Softmax(X, axis=axis) * steps)
-    return q / steps + op.CastLike(op.Constant(value_float=correction), X)
+    return q / steps + correction
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,16 @@ class Quantised(SoftmaxMethod):
 
     Long rows are biased by this: a flat row of more than 2 L elements has every p below half a step, so that
     all of it rounds to 0. The correction c gives back the mean of p - q / L, measured offline over calibrated
-    rows (the last axis of `examples`), one number per tensor. Hardware pays nothing for it: q / L + c is an
+    rows (the softmax axis of `examples`), one number per tensor. Hardware pays nothing for it: q / L + c is an
     affine code whose zero point is -c L. With `correct` off, c counts as 0.
 
+    With `per_head`, c is one number per head, the mean over its weights, for attention weights of shape (batch,
+    heads, queries, keys) and rows along queries or keys. Heads differ in how flat they are, and one mean over all
+    gives a peaked head back what a flat one lost; the mean error of each head becomes 0 on the calibrated rows.
+    The next product is one per head, so that its zero point still costs nothing.
+
     Error: |p - q / L| <= 1 / (2 L), so that |p - q / L - c| <= 1 / (2 L) + |c|, and |c| itself is a mean of
-    rounding errors, at most half a step.
+    rounding errors, at most half a step. Per head, |c| is the largest.
 
     The result keeps the order of the logits (equal ones stay equal, different ones may become equal) and is at
     least c. A row of n sums to 1 within n (1 / (2 L) + |c|). Masked elements (-inf) are c, not 0. Rows of -inf
@@ -48,7 +56,8 @@ class Quantised(SoftmaxMethod):
 
     bits: int = 8
     correct: bool = True
-    correction: float = 0.0
+    correction: float | Sequence[float] = 0.0
+    per_head: bool = False
 
     name: ClassVar[str] = "quantised"
     contract: ClassVar[Contract] = Contract.APPROXIMATE
@@ -66,22 +75,57 @@ class Quantised(SoftmaxMethod):
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 2 <= self.bits <= 16:
             raise ValueError(f"bits must be an integer from 2 to 16, not {self.bits!r}")
-        if not isinstance(self.correct, bool):
-            raise ValueError(f"correct must be true or false, not {self.correct!r}")
-        if not isinstance(self.correction, (int, float)) or not abs(self.correction) * self.levels <= 1:
+        for key in ("correct", "per_head"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key} must be true or false, not {getattr(self, key)!r}")
+        if isinstance(self.correction, (list, tuple)):
+            if not self.per_head:
+                raise ValueError("correction must be one number, not a list, unless per_head is true")
+            if not self.correction or not all(self._is_step(number) for number in self.correction):
+                raise ValueError(
+                    f"correction must be of numbers of at most one step, not {self.correction!r}"
+                )
+            # Plan files give lists.
+            object.__setattr__(self, "correction", tuple(float(number) for number in self.correction))
+        elif not self._is_step(self.correction):
             raise ValueError(f"correction must be a number of at most one step, not {self.correction!r}")
+
+    def _is_step(self, number: object) -> bool:
+        return isinstance(number, (int, float)) and abs(number) * self.levels <= 1
 
     @classmethod
     def fit(cls, stats: TensorStats | None, options: Mapping[str, Any]) -> Quantised:
-        """`correction` from the examples: the mean of what rounding takes away, a float32."""
+        """`correction` from the examples, rows along the last axis; float32."""
+        return cls(**options)._fitted(stats.examples if stats else [], options)
+
+    @classmethod
+    def fit_node(cls, node: ir.Node, stats: TensorStats | None, options: Mapping[str, Any]) -> Quantised:
+        """`fit` with rows along the node's axis."""
         method = cls(**options)
-        if "correction" in options or not method.correct or stats is None:
-            return method
-        p = softmax_values(stats.examples)
+        axis = int(method.attributes(node)["axis"])
+        examples = [np.moveaxis(x, axis, -1) for x in stats.examples if x.ndim] if stats else []
+        return method if method.refuses(node) else method._fitted(examples, options)
+
+    def _fitted(self, examples: Iterable[np.ndarray], options: Mapping[str, Any]) -> Quantised:
+        """The means of what rounding takes away; rows that give NaN are left out."""
+        if "correction" in options or not self.correct:
+            return self
+        if not self.per_head:
+            lost = self._lost(examples)
+            return self if lost is None else replace(self, correction=lost)
+        examples = [x for x in examples if x.ndim == RANK]
+        heads = min((x.shape[1] for x in examples), default=0)
+        if not heads:
+            return self
+        # A head without usable rows has lost nothing that is known.
+        each = tuple(self._lost([x[:, head] for x in examples]) or 0.0 for head in range(heads))
+        return replace(self, correction=each)
+
+    def _lost(self, examples: Iterable[np.ndarray]) -> float | None:
+        p = softmax_values(examples)
         if p.size == 0:
-            return method
-        lost = float(np.mean(p - np.round(p * method.levels) / method.levels))
-        return replace(method, correction=float(np.float32(lost)))
+            return None
+        return float(np.float32(np.mean(p - np.round(p * self.levels) / self.levels)))
 
     @property
     def levels(self) -> int:
@@ -89,18 +133,44 @@ class Quantised(SoftmaxMethod):
         return (1 << self.bits) - 1
 
     @property
-    def added(self) -> float:
-        """The correction in force."""
-        return float(self.correction) if self.correct else 0.0
+    def added(self) -> np.ndarray:
+        """The correction in force: a number, or of shape (heads, 1, 1)."""
+        c = np.array(self.correction if self.correct else 0.0, np.float64)
+        return c.reshape(-1, 1, 1) if c.ndim else c
 
     def bound(self) -> Bound:
-        """Half a step and the correction."""
-        value = 0.5 / self.levels + abs(self.added)
+        """Half a step and the correction, the largest of all heads."""
+        value = 0.5 / self.levels + float(np.abs(self.added).max())
         return Bound(value, "absolute", "every finite row, and -inf elements", Evidence.PROVED)
 
+    def refuses(self, node: ir.Node) -> str | None:
+        """Per head: what has no axis of heads, or another number of them."""
+        if not self.per_head:
+            return None
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        if shape is None or len(shape) != RANK:
+            rank = "unknown rank" if shape is None else f"rank {len(shape)}"
+            return (
+                f"corrects per head, and needs weights of shape (batch, heads, queries, keys), not of {rank}"
+            )
+        if self.attributes(node)["axis"] not in (-1, -2):
+            return "corrects per head, and needs rows along queries or keys"
+        if self.correction_count not in (None, shape[1]):
+            return f"has corrections for {self.correction_count} heads, not for {shape[1]}"
+        return None
+
+    @property
+    def correction_count(self) -> int | None:
+        """The heads that there are numbers for; None for one number."""
+        return len(self.correction) if isinstance(self.correction, tuple) else None
+
+    def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
+        """The correction, which broadcasts over all but heads."""
+        return {"correction": self.added.astype(np.float32)}
+
     def attributes(self, node: ir.Node) -> dict[str, int | float]:
-        """`axis`, `levels` and `correction`."""
-        return {**super().attributes(node), "levels": float(self.levels), "correction": self.added}
+        """`axis` and `levels`."""
+        return {**super().attributes(node), "levels": float(self.levels)}
 
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """See `Method.evaluate`."""
