@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -13,11 +14,20 @@ from hypothesis.extra import numpy as hnp
 from single import U, body, model_of, run
 
 from lowerkit.numerics.statistics import TensorStats
-from lowerkit.passes.activation import composite, interval_poly, piecewise_linear, poly, rational, table
+from lowerkit.passes.activation import (
+    composite,
+    interval_poly,
+    piecewise_affine,
+    piecewise_linear,
+    poly,
+    rational,
+    table,
+)
 from lowerkit.passes.activation.base import ActivationMethod, CoreMethod
 from lowerkit.passes.activation.composite import CompositeActivation
 from lowerkit.passes.activation.forms import ReluLessBump
 from lowerkit.passes.activation.interval_poly import IntervalPolyActivation
+from lowerkit.passes.activation.piecewise_affine import PiecewiseAffineActivation
 from lowerkit.passes.activation.piecewise_linear import PiecewiseLinearActivation
 from lowerkit.passes.activation.poly import PolyActivation
 from lowerkit.passes.activation.rational import RationalActivation
@@ -51,9 +61,10 @@ INTERVALS: list[ActivationMethod] = [
     interval_poly.METHODS["silu"](degree=6, low=-3.0, high=5.0),
     composite.METHODS["sigmoid"](inner=3, outer=15, limit=20.0),
 ]
-METHODS: list[ActivationMethod] = [*CORES, *INTERVALS]
+AFFINE: list[ActivationMethod] = [cls() for cls in piecewise_affine.METHODS.values()]
+METHODS: list[ActivationMethod] = [*CORES, *AFFINE, *INTERVALS]
 each_method = pytest.mark.parametrize("method", METHODS, ids=str)
-each_core = pytest.mark.parametrize("method", CORES, ids=str)
+everywhere = pytest.mark.parametrize("method", [*CORES, *AFFINE], ids=str)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
 
 
@@ -103,6 +114,8 @@ def sensitivity(method: ActivationMethod, x: np.ndarray, tanh: bool) -> np.ndarr
         inner, outer = (np.abs(c) for c in (both.inner, both.outer))
         reach = np.polynomial.polynomial.polyval(inner.sum(), outer * np.arange(len(outer)))
         return 64 * U * np.full(x.shape, 1 + inner.sum() * reach)
+    if isinstance(method, PiecewiseAffineActivation):  # in float64, rounded once
+        return 2 * U * y + 1e-45
     size = 8.0
     if isinstance(method, PolyActivation):
         size = 4 * method.degree * sum(np.abs(method.fitted(int(tanh)).polynomial.coefficients))
@@ -135,9 +148,9 @@ def test_model_is_within_the_bound(method: ActivationMethod, data: st.DataObject
 def test_bound_is_not_idle(method: ActivationMethod) -> None:
     """The bound is met somewhere, up to a factor: where it was certified, beyond it, or by a form of two."""
     low, high = domain(method)
-    reach = min(3 * getattr(method, "reach", np.inf), high)
+    reach = min(3 * getattr(method, "reach", 5.0), high)
     x = np.linspace(max(low, -reach), reach, 4001) if low < 0 else np.linspace(1.0, min(8.0, high), 4001)
-    if method.family == "exp" and isinstance(method, CoreMethod):
+    if method.family == "exp" and not isinstance(method, IntervalPolyActivation):
         x = np.linspace(-1.0, 1.0, 4001)
     worst = 0.0
     bound = method.bound()
@@ -188,10 +201,11 @@ def test_body_on_a_dense_grid(method: ActivationMethod) -> None:
         assert np.all(np.abs(y - expected) <= allowed + near + own)
 
 
-@each_core
-def test_ugly_values(method: CoreMethod) -> None:
+@everywhere
+def test_ugly_values(method: ActivationMethod) -> None:
     x = np.array([np.nan, np.inf, 3.4e38, 1e-45, 0, -0.0, -1e-45, -3.4e38], np.float32)
     bound = method.bound()
+    assert bound is not None
     relative = bound.kind == "relative"
     for name in variants(method):
         expected = run(model_of(op(method), x, model_attributes(name)), x)
@@ -218,9 +232,10 @@ def test_intervals_keep_nan(method: ActivationMethod) -> None:
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "tanh", "erf", "exp"])
-def test_interpolated_tables_of_rising_functions_rise(family: str) -> None:
+@pytest.mark.parametrize("kind", [table, piecewise_affine])
+def test_rising_functions_rise(kind: Any, family: str) -> None:
     x = np.linspace(-8, 8, 20_001)
-    assert np.all(np.diff(table.METHODS[family]().evaluate(x)) >= -1e-15)
+    assert np.all(np.diff(kind.METHODS[family]().evaluate(x)) >= -1e-15)
 
 
 @pytest.mark.parametrize("kind", [table, piecewise_linear, poly, rational])
