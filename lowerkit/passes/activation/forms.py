@@ -53,7 +53,6 @@ _FOLDED = lines(
     from_attribute("width", "limit"),
     number("zero", 0.0),
     "a = Abs (X)",
-    "s = Min (a, width)",
     "negative = Less (X, zero)",
 )
 
@@ -66,7 +65,7 @@ class ReluLessBump(Form):
     softplus(x) is max(x, 0) + log(1 + exp(-|x|)).
     """
 
-    before: ClassVar[str] = _FOLDED
+    before: ClassVar[str] = lines(_FOLDED, "s = Min (a, width)")
 
     @property
     def after(self) -> str:
@@ -94,7 +93,8 @@ class Odd(Form):
     offset: float = 0.0
     level: float = 1.0
 
-    before: ClassVar[str] = _FOLDED
+    #: A minimum would lose NaN on hardware where min(NaN, 1) is 1.
+    before: ClassVar[str] = lines(_FOLDED, "far = Less (width, a)", "s = Where (far, width, a)")
 
     @property
     def after(self) -> str:
