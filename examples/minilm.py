@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,15 @@ def tokenise(texts: list[str]) -> dict[str, np.ndarray]:
 
 def embed(run: Run, data: Mapping[str, np.ndarray]) -> np.ndarray:
     """[texts, 384]: the mean of the token embeddings of each text, padding left out."""
-    vectors = []
-    for index in range(len(data["input_ids"])):
-        sample = {name: array[index : index + 1] for name, array in data.items()}
-        weights = sample["attention_mask"][0, :, None]
-        vectors.append((run(sample)[EMBEDDINGS][0] * weights).sum(0) / weights.sum())
-    return np.stack(vectors)
+    texts = range(len(data["input_ids"]))
+    samples = [{name: array[i : i + 1] for name, array in data.items()} for i in texts]
+    return pooled([run(sample)[EMBEDDINGS] for sample in samples], data["attention_mask"])
+
+
+def pooled(embeddings: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """The mean of each text's token embeddings, [1, 128, 384], where its row of the mask is 1."""
+    pairs = zip(embeddings, mask, strict=True)
+    return np.stack([(x[0] * kept[:, None]).sum(0) / kept.sum() for x, kept in pairs])
 
 
 def onnxruntime_run(path: Path) -> Run:
