@@ -319,3 +319,76 @@ def test_public_names_survive_their_own_imports() -> None:
             assert getattr(lowerkit, name) is not None
         doors = (lowerkit.load, lowerkit.inspect, lowerkit.compile, lowerkit.validate)
         assert all(callable(door) for door in doors)
+
+
+def activations(folder: Path) -> tuple[Path, Path]:
+    """A model of six functions in a row, and calibration data for it."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (float[2,64] x) => (float[2,64] y) {'
+        "one = Constant <value = float {1.0}> () s = Sigmoid(x) silu = Mul(x, s) t = Tanh(silu) e = Exp(t)"
+        "more = Add(e, one) root = Sqrt(more) r = Reciprocal(root) p = Softplus(r) y = Erf(p) }"
+    )
+    onnx.save(model, folder / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
+    np.savez(folder / "c.npz", x=x)
+    return folder / "m.onnx", folder / "c.npz"
+
+
+def test_methods_of_any_family_with_options(lowerkit: Cli, tmp_path: Path) -> None:
+    model, data = activations(tmp_path)
+    methods = {
+        "silu": "table:max_error=1e-4",
+        "tanh": "rational",
+        "exp": "poly:degree=5",
+        "rsqrt": "piecewise-linear",
+        "softplus": "interval-poly:degree=5,fitting=least-squares",
+        "erf": "composite",
+    }
+    flags = [flag for pair in methods.items() for flag in ("--method", "=".join(pair))]
+    out = tmp_path / "out"
+    result = lowerkit("compile", model, "-o", out, "--calibration", data, *flags, "--json")
+    assert result.code == 0, result.err
+    report = json.loads((out / "report.json").read_text())
+    assert {choice["method"] for choice in report["choices"]} == {
+        m.partition(":")[0] for m in methods.values()
+    }
+    for choice in report["choices"]:
+        assert choice["local"] is not None
+        assert choice["local"]["max_abs"] <= 1.1 * choice["bound"] + 1e-6
+    again = lowerkit(
+        "compile", model, "-o", tmp_path / "again", "--plan", out / "plan.toml", "--calibration", data
+    )
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / "lowered.onnx").read_bytes() == (out / "lowered.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method", "tanh"], "not of the form FAMILY=METHOD"),
+        (["--method", "tanh=table", "--method", "tanh=poly"], "two methods are given for family 'tanh'"),
+        (["--method", "swish=table"], "no family of methods is called 'swish'"),
+        (["--method", "tanh=spline"], "no tanh method 'spline'"),
+        (["--method", "tanh=table:max_error=1e-12"], "out of reach: the least bound"),
+        (["--method", "tanh=table:segments=131072"], "from 2 to 65536, not 131072"),
+        (["--method", "tanh=table:segments"], "not of the form NAME:OPTION=VALUE"),
+        (["--method", "tanh=interval-poly:low=-0.1,high=0.1"], "leaves the domain of tanh method"),
+        (["--method", "tanh=poly:degrees=4"], "has no option 'degrees'"),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(
+    lowerkit: Cli, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    model, data = activations(tmp_path)
+    refused(lowerkit("compile", model, "-o", tmp_path / "out", "--calibration", data, *flags), words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("power", [3, 0, -2])
+def test_odd_powers_are_refused(lowerkit: Cli, tmp_path: Path, power: int) -> None:
+    model = save(tmp_path / "s.onnx", helper.make_node("Softmax", ["x"], ["y"]), [2, 3], x=[2, 3])
+    refused(
+        lowerkit("compile", model, "-o", tmp_path / "out", "--softmax", f"power:power={power}"),
+        "power",
+        "even",
+    )

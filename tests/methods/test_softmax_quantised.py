@@ -167,7 +167,7 @@ def test_one_correction_per_head_recovers_more_where_heads_differ() -> None:
     seen, fresh = heads_of(1), heads_of(2)
     one, each = (Quantised.fit(stats_of(seen), {"per_head": per_head}) for per_head in (False, True))
     assert np.ndim(one.correction) == 0
-    assert each.correction_count == 3
+    assert len(each.correction) == 3  # type: ignore[arg-type]
     assert np.array_equal(each.correction, np.float32(each.correction))
     without = head_errors(Quantised(), fresh)
     # What is left is the difference of two draws.
@@ -239,7 +239,7 @@ def test_per_head_needs_heads() -> None:
     assert reason((2, 3, 4, 5)) is None
     assert reason((2, 3, 4, 5), 2) is None
     assert reason((2, 3, 4, 5), 1) == "corrects per head, and needs rows along queries or keys"
-    assert reason((2, 4, 4, 5)) == "has corrections for 3 heads, not for 4"
+    assert reason((2, 4, 4, 5)) == "has numbers for 3 heads, not for 4"
     for shape in ((3, 5), (3, 4, 5), (1, 2, 3, 4, 5)):
         assert str(reason(shape)).endswith(f"(batch, heads, queries, keys), not of rank {len(shape)}")
     flat = np.zeros((3, 5), np.float32)

@@ -14,10 +14,7 @@ from lowerkit.graph.domain import LOWERKIT, op
 from lowerkit.numerics.rows import softmax_rows, softmax_values
 from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes.base import Bound, Contract, Evidence
-from lowerkit.passes.softmax.base import SoftmaxMethod
-
-#: Of attention weights: batch, heads, queries, keys.
-RANK = 4
+from lowerkit.passes.softmax.base import RANK, SoftmaxMethod, broadcast, refuses_heads
 
 
 @script(LOWERKIT, default_opset=op)
@@ -135,8 +132,9 @@ class Quantised(SoftmaxMethod):
     @property
     def added(self) -> np.ndarray:
         """The correction in force: a number, or of shape (heads, 1, 1)."""
-        c = np.array(self.correction if self.correct else 0.0, np.float64)
-        return c.reshape(-1, 1, 1) if c.ndim else c
+        if not self.correct:
+            return broadcast(0.0)
+        return broadcast(tuple(self.correction) if isinstance(self.correction, Sequence) else self.correction)
 
     def bound(self) -> Bound:
         """Half a step and the correction, the largest of all heads."""
@@ -147,22 +145,8 @@ class Quantised(SoftmaxMethod):
         """Per head: what has no axis of heads, or another number of them."""
         if not self.per_head:
             return None
-        shape = node.inputs[0].shape if node.inputs[0] is not None else None
-        if shape is None or len(shape) != RANK:
-            rank = "unknown rank" if shape is None else f"rank {len(shape)}"
-            return (
-                f"corrects per head, and needs weights of shape (batch, heads, queries, keys), not of {rank}"
-            )
-        if self.attributes(node)["axis"] not in (-1, -2):
-            return "corrects per head, and needs rows along queries or keys"
-        if self.correction_count not in (None, shape[1]):
-            return f"has corrections for {self.correction_count} heads, not for {shape[1]}"
-        return None
-
-    @property
-    def correction_count(self) -> int | None:
-        """The heads that there are numbers for; None for one number."""
-        return len(self.correction) if isinstance(self.correction, tuple) else None
+        given = tuple(self.correction) if isinstance(self.correction, Sequence) else self.correction
+        return refuses_heads(node, int(self.attributes(node)["axis"]), "corrects", given)
 
     def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
         """The correction, which broadcasts over all but heads."""
