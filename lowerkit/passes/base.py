@@ -118,7 +118,7 @@ class Method(ABC):
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """The method in float64 numpy, step by step as hardware would do it; the tests' oracle.
 
-        `x` has any shape; softmax and normalisation methods work on the last axis.
+        `x` has any shape; softmax and normalisation methods work on the last axis, which is not empty.
         """
 
     def rewrite(self, model: ir.Model, node: ir.Node) -> ir.Node:

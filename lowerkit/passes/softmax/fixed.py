@@ -72,7 +72,8 @@ class Fixed(SoftmaxMethod):
     - the result by 2^-(output_bits + 1).
 
     Weights are non-negative multiples of 2^-output_bits, at most 1, keep the order of the logits, and the method is
-    invariant to shifts by multiples of 2^-input_bits. Elements further below the largest than
+    invariant to shifts by multiples of 2^-input_bits. As S is exact, a row of n sums to 1 within the reciprocal's
+    error and n 2^-(output_bits + 1). Elements further below the largest than
     (table_bits + 1) ln 2 give 0, and so does -inf; rows of -inf alone, with NaN or with +inf give NaN, as Softmax
     does.
     """

@@ -59,7 +59,11 @@ class PolyExp(SoftmaxMethod):
     eps / (2 (1 - eps)). Each element below the cut-off is less than 2^-126 of the largest, so that dropping
     them moves a row of n <= 2^31 elements by less than n 2^-126 <= 2^-95 in all.
 
-    Rows of -inf alone, NaN and +inf give what Softmax gives.
+    Weights are non-negative, sum to 1, and are invariant to a shift. They keep the order of the logits up to eps:
+    the pieces do not quite meet where n changes, and next to it the larger of two logits may get a weight smaller
+    than the other's, by 2 eps / (1 + eps) of that at most. Equal logits get equal weights.
+
+    Rows of -inf alone, with NaN or with +inf give NaN, as Softmax does.
     """
 
     degree: int = 5

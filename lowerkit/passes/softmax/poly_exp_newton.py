@@ -63,8 +63,8 @@ class PolyExpNewton(PolyExp):
     Error: the result is p'_i (1 - h), 0 <= h <= E, with p' that of `poly-exp`, which is in [0, 1] and itself
     within eps / (2 (1 - eps)) + 2^-95 of the softmax. The two add up, and E counts whole.
 
-    The result is non-negative and a row sums to between 1 - E and 1. Masks, rows of -inf alone, NaN and +inf are
-    as in `poly-exp`: what Softmax gives.
+    The result is non-negative and a row sums to between 1 - E and 1. The order of the logits, masks, rows of -inf
+    alone, NaN and +inf are as in `poly-exp`.
     """
 
     steps: int = 3

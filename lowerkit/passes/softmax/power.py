@@ -30,8 +30,11 @@ def PowerSoftmax(  # type: ignore[no-untyped-def]
     n = op.CastLike(op.Gather(op.Shape(X), axes), X)
     powers = op.Pow(op.Abs(X / scale), power)
     q = op.Where(X <= -10000.0, op.CastLike(0.0, X), powers) / (1.0 + mean * (n - 1.0))
-    total = op.ReduceSum(q, axes) + epsilon
-    return q / op.Where(total == 0.0, op.CastLike(1.0, X), total)
+    # Finite powers may add up to infinity, and their half mean may not.
+    shrink = op.Where(op.IsInf(op.ReduceSum(q, axes)), 0.5 / n, op.CastLike(1.0, X))
+    small = q * shrink
+    total = op.ReduceSum(small, axes) + epsilon * shrink
+    return small / op.Where(total == 0.0, op.CastLike(1.0, X), total)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,10 @@ class Power(SoftmaxMethod):
     x and -x weigh the same), nothing is invariant to shifts, and the plain form is invariant to scaling.
 
     The power of a mask's huge negative number would be huge, so that what lies at or below -1e4 has q = 0:
-    -inf and additive masks weigh 0. A row whose q are all zero (masked, or all zeros) gives zeros, in the plain
-    form too. NaN makes its row NaN; so does +inf, or any x whose q leaves float32, at that element.
+    -inf and additive masks weigh 0. A row whose q are all zero (masked, all zeros, or so small that q underflows)
+    gives zeros, in the plain form too. NaN makes its row NaN; +inf, or any x whose q leaves float32, gives NaN at
+    its own element and 0 at the others. Where only the sum of q leaves float32, both parts of the quotient are
+    divided by 2 n first.
     """
 
     power: int = 2

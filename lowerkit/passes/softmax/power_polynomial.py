@@ -88,7 +88,8 @@ class PowerPolynomial(SoftmaxMethod):
     Below `low`, r_0 is between its bound and 1, so that y_k is too small but sound; above the point
     high + low, where r_0 = 1, the iteration diverges. A weight grows with |x_i|: not monotone in x_i; no
     invariance to shifts. Masks (x <= -1e4) have q = 0, so that a fully masked row gives zeros; encrypted, the
-    mask is a multiplication by known zeros and ones. NaN, and x whose q leaves float32, make their row NaN.
+    mask is a multiplication by known zeros and ones. NaN makes its row NaN; +inf, and x whose q leaves float32,
+    leave no finite number in their row.
 
     `fit` sees whole examples: it takes the scale from the largest |x|, the range of d over their rows (last
     axis) widened by the factor `margin` at both ends, and steps for an error of 2^-20.

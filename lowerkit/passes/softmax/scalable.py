@@ -21,7 +21,9 @@ def ScalableSoftmax(X, axis: int = -1, slope: float = 0.43):  # type: ignore[no-
     """softmax(slope log(n) x), n the length of the row."""
     axes = op.Unsqueeze(op.Constant(value_int=axis), op.Constant(value_ints=[0]))
     n = op.CastLike(op.Gather(op.Shape(X), axes), X)
-    return op.Softmax(X * (op.CastLike(op.Constant(value_float=slope), X) * op.Log(n)), axis=axis)
+    # Before the factor, which could make infinities of large logits.
+    shifted = X - op.ReduceMax(X, axes)
+    return op.Softmax(shifted * (op.CastLike(op.Constant(value_float=slope), X) * op.Log(n)), axis=axis)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Scalable(SoftmaxMethod):
 
     The largest weight of softmax is at most 1 / (1 + (n - 1) exp(min - max)), which tends to 0 as rows get long:
     attention fades. With n^(s x) it tends to 1 wherever the largest logit leads by more than 1 / s, whatever n.
-    The paper learns s per head; 0.43 is near the mean of what it finds.
+    The paper learns s per head; 0.43 is near the mean of what it finds. The maximum is subtracted before the factor
+    is applied, so that no finite logit, such as a mask of the lowest float32, becomes infinite by it.
 
     This is another function than softmax, for networks trained with it; at n = e^(1/s) it is softmax. Weights are
     non-negative, keep the order of the logits and sum to 1; the method is invariant to a shift. -inf gives 0 if
@@ -67,4 +70,4 @@ class Scalable(SoftmaxMethod):
         """See `Method.evaluate`."""
         x = np.asarray(x, np.float64)
         with np.errstate(invalid="ignore"):
-            return softmax_rows(x * (self.slope * np.log(x.shape[-1])))
+            return softmax_rows((x - x.max(axis=-1, keepdims=True)) * (self.slope * np.log(x.shape[-1])))

@@ -28,7 +28,11 @@ def SoftplusAttention(X, axis: int = -1, epsilon: float = 1e-9):  # type: ignore
         (((((q / 13.0 + 1.0 / 11.0) * q + 1.0 / 9.0) * q + 1.0 / 7.0) * q + 0.2) * q) + 1.0 / 3.0
     ) * q + 1.0
     s = op.Where(X < 0.0, op.CastLike(0.0, X), X) + 2.0 * t * series
-    return s / (e + op.ReduceSum(s, axes))
+    # A row of large logits may add up to infinity, and its half mean may not.
+    n = op.CastLike(op.Gather(op.Shape(X), axes), X)
+    shrink = op.Where(op.IsInf(op.ReduceSum(s, axes)), 0.5 / n, op.CastLike(1.0, X))
+    small = s * shrink
+    return small / (e * shrink + op.ReduceSum(small, axes))
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class SoftplusWeights(SoftmaxMethod):
 
     Softmax is exp followed by division by the l1 norm. With softplus, log(1 + exp(x)), in its place weights grow
     linearly with large logits rather than exponentially, which neither overflows nor needs a maximum, and which
-    keeps its resolution over long rows.
+    keeps its resolution over long rows. Where the sum of a row of finite logits leaves float32 both parts of the
+    quotient are divided by 2 n first.
 
     This is another function than softmax, for networks trained with it. Weights are non-negative, keep the order
     of the logits and sum to 1 up to epsilon over the sum; nothing is invariant to a shift. -inf gives 0, a row of
-    -inf alone zeros; NaN or +inf gives NaN somewhere in the row, as in Softmax.
+    -inf alone zeros; NaN makes its row NaN; +inf gives NaN at its own element and 0 at the others.
     """
 
     epsilon: float = 1e-9
