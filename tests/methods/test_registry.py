@@ -174,16 +174,20 @@ def test_choices_carry_options() -> None:
             registry.parse_choice(bad)
 
 
+def cls_of(op: str) -> type[Method]:
+    return registry.method_class(registry.family_of(op) or "", "table")
+
+
 @pytest.mark.parametrize("op", ["Silu", "Rsqrt"])
 def test_operators_of_the_domain_are_planned_too(op: str) -> None:
     family = op.lower()
     calibration = Calibration()
-    (choice,) = default_plan(model_for(op), get_target("cpu"), calibration).choices
+    (choice,) = default_plan(model_for(cls_of(op), op), get_target("cpu"), calibration).choices
     assert (choice.op, choice.method) == (op, "keep")
     asked = {family: "table:segments=64"}
-    plan = default_plan(model_for(op), get_target("cpu"), calibration, asked)
+    plan = default_plan(model_for(cls_of(op), op), get_target("cpu"), calibration, asked)
     assert plan.choices[0].options["segments"] == 64
-    model = model_for(op)
+    model = model_for(cls_of(op), op)
     apply_plan(model, plan)
     assert model.graph.node("n").op_type == f"Table{op}"
 
@@ -194,7 +198,7 @@ def test_unknown_families_are_refused_with_the_known() -> None:
 
 
 def test_data_outside_of_the_domain_is_refused() -> None:
-    model = model_for("Tanh")
+    model = model_for(cls_of("Tanh"), "Tanh")
     choice = Choice("n", "Tanh", "interval-poly", {"low": -1.0, "high": 1.0})
     stats = TensorStats()
     stats.update(X)

@@ -92,6 +92,7 @@ PROMISES: dict[str, Promise] = {
     ),
     "log": Promise(variants=({}, {"base": "sqrt2"}), codes=True, sums=log_sums),
     "online": Promise(),
+    "piecewise-affine": Promise(sums=lambda m, x: (1, 1.125)),
     "plus-one": Promise(hidden=0.0, shift=False, **AT_MOST_ONE),
     "poly-exp": Promise(variants=({}, {"degree": 2}), slack=piece),
     "poly-exp-newton": Promise(
@@ -124,6 +125,13 @@ PROMISES: dict[str, Promise] = {
     ),
     "relu": Promise(hidden=0.0, apart=True, infinite=INF, shift=False, **FREE),
     "scalable": Promise(),
+    "shift": Promise(
+        shift=False,
+        sums=around_one(
+            lambda m, n: 2.0 ** -(m.reciprocal_bits + 1) + 2**-16 + n * 2.0 ** -(m.output_bits + 1)
+        ),
+        long={"longest": 65536, "table_bits": 24},
+    ),
     "sigmoid": Promise(hidden=0.0, apart=True, infinite=1.0, shift=False, **FREE),
     "softplus": Promise(hidden=0.0, infinite=NAN, shift=False, sums=softplus_sums),
     "sparsemax": Promise(),
