@@ -224,6 +224,55 @@ def test_batch_norm_stays_behind_what_cannot_take_it(body: str, outputs: str) ->
     assert operators(result)["BatchNormalization"] == 1
 
 
+TURN = "Transpose<perm = [0, 2, 1]>"
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (f"m = MatMul(x, w) c = {TURN}(m) n = {BATCH_NORM} t = {TURN}(n) y = Relu(t)", {"MatMul": 1, "Add": 1}),
+        (
+            f"m = MatMul(x, w) a = Add(m, b) c = {TURN}(a) n = {BATCH_NORM} t = {TURN}(n) y = Relu(t)",
+            {"MatMul": 1, "Add": 1},
+        ),
+        (
+            f"m = MatMul(x, w) r = Relu(m) c = {TURN}(r) n = {BATCH_NORM} t = {TURN}(n) "
+            "p = MatMul(t, v) q = MatMul(t, w4) s = Add(q, b) y = Mul(p, s)",
+            {"MatMul": 3, "Relu": 1, "Add": 2, "Mul": 1},
+        ),
+        # Channels are rows of the product.
+        (f"c = MatMul(x, v) n = {BATCH_NORM} y = MatMul(n, w4)", {"BatchNormalization": 1, "MatMul": 2}),
+        (
+            f"m = MatMul(x, w) r = Relu(m) c = {TURN}(r) n = {BATCH_NORM} t = {TURN}(n) p = MatMul(t, v) y = Add(p, t)",
+            {"MatMul": 2, "Relu": 1, "Transpose": 2, "BatchNormalization": 1, "Add": 1},
+        ),
+    ],
+)  # fmt: skip
+def test_batch_norm_between_transpositions_folds_into_products(body: str, left: dict[str, int]) -> None:
+    rng = np.random.default_rng(5)
+    w, v = rng.normal(0, 0.4, (2, 4, 4)).astype(np.float32)
+    text = f"(float[2,4,4] x) => (float[2,4,4] y) <{VECTORS}> {{ {body} }}"
+    result = canonical(parse(text, w=w, v=v, w4=w + v, b=v[0]), tolerance=3e-6)
+    assert {name: n for name, n in operators(result).items() if name != "Relu" or name in left} == left
+
+
+@pytest.mark.parametrize("product", ["MatMul(n, v)", "Gemm(n, v)", "Gemm<transB = 1, alpha = 2.0>(n, v, b)"])
+def test_batch_norm_folds_into_products_behind_it(product: str) -> None:
+    v = np.random.default_rng(5).normal(0, 0.4, (4, 4)).astype(np.float32)
+    text = f"(float[5,4] x) => (float[5,4] y) <{VECTORS}> {{ c = Relu(x) n = {BATCH_NORM} y = {product} }}"
+    result = canonical(parse(text, v=v, b=v[0]), tolerance=2e-6)
+    assert operators(result) == {"Relu": 1, product[: product.index("(")].split("<")[0]: 1} | (
+        {"Add": 1} if "MatMul" in product else {}
+    )
+
+
+def test_batch_norm_after_a_bias_per_row_with_as_many_rows_as_channels() -> None:
+    w = np.random.default_rng(5).normal(0, 0.4, (3, 4)).astype(np.float32)
+    rows = np.arange(4, dtype=np.float32).reshape(4, 1)
+    text = f"(float[4,3] x) => (float[4,4] y) <{VECTORS}> {{ m = MatMul(x, w) c = Add(m, rows) y = {BATCH_NORM} }}"
+    assert operators(canonical(parse(text, w=w, rows=rows), tolerance=2e-6))["BatchNormalization"] == 1
+
+
 def test_a_channel_scale_after_a_convolution_with_padding() -> None:
     w = np.random.default_rng(5).normal(0, 0.4, (4, 3, 3, 3)).astype(np.float32)
     for order in ("c = Conv<pads = [1,1,1,1]>(x, w, b) m = Mul(c, k) y = Add(m, h)",

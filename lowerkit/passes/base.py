@@ -114,6 +114,10 @@ class Method(ABC):
         """The operator that takes the node's place; methods whose options decide it say so here."""
         return self.functions[node.op_type]
 
+    def restored(self, y: np.ndarray) -> np.ndarray:
+        """The original's output from the operator's; they differ where later nodes are changed to undo it."""
+        return y
+
     @abstractmethod
     def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
         """The method in float64 numpy, step by step as hardware would do it; the tests' oracle.

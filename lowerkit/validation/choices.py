@@ -26,6 +26,7 @@ class _Trial:
     `output` is the value of the canonical graph whose place the operator's took.
     """
 
+    method: Method
     before: ir.Node
     output: ir.Value
     after: Reference
@@ -42,7 +43,8 @@ class _Trial:
         """Add one sample, given the values of a run of the canonical graph, inputs among them."""
         output, source = self.output.name or "", self.before.inputs[0]
         inputs = [value.name or "" for value in _fed(self.before.inputs)]
-        self.error.update(values[output], self.after({name: values[name] for name in inputs})[output])
+        result = self.after({name: values[name] for name in inputs})[output]
+        self.error.update(values[output], self.method.restored(result))
         if source is not None and (name := source.name or "") in values:
             self.stats.update(values[name])
 
@@ -67,7 +69,7 @@ def compare_choices(
         method = methods.get(name)
         if method is not None and name in after:
             output = method.replaced(node).outputs[0]
-            trials[name] = _Trial(node, output, _alone(lowered, after[name], output))
+            trials[name] = _Trial(method, node, output, _alone(lowered, after[name], output))
     sizes = [sum(value_bytes(v) for v in (*t.before.inputs, t.output) if v) for t in trials.values()]
     for group in by_bytes(list(trials.values()), sizes, TAP_BYTES):
         reference = Reference(canonical, list(dict.fromkeys(tap for trial in group for tap in trial.taps)))
