@@ -1,0 +1,1 @@
+"""The integer kernel language: expressions with proven ranges, loops, an interpreter and printers."""

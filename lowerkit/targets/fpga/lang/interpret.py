@@ -1,0 +1,152 @@
+"""Runs kernels in numpy, exactly: the oracle that every printer's output is compared with.
+
+Samples and the iterations of parallel loops are axes of the arrays: [batch, outer loop, ..., inner loop]. Serial loops
+run in Python. Every store and update is checked against the range that was claimed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from lowerkit.targets.fpga.lang.expr import (
+    Array,
+    Binary,
+    BitLength,
+    Const,
+    Expr,
+    Load,
+    Range,
+    Select,
+    Slice,
+    Var,
+)
+from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register, Statement, Store, Update
+
+
+class OutOfRange(ArithmeticError):
+    """A number that is not within the range claimed for it: a fault of the kernel."""
+
+
+def run(kernel: Kernel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The kernel's outputs, int64 [batch, ...], for inputs of that form.
+
+    Raises:
+        OutOfRange: for a number, among the inputs too, that its array or register cannot hold.
+    """
+    frame = _Frame(kernel, inputs)
+    frame.block(kernel.body)
+    return {array.name: frame.memory[array] for array in kernel.outputs}
+
+
+class _Frame:
+    def __init__(self, kernel: Kernel, inputs: Mapping[str, np.ndarray]) -> None:
+        self.kernel = kernel
+        self.memory: dict[Array, np.ndarray] = {}
+        #: Parallel loops around each local array, and around the current statement.
+        self.around: dict[Array, tuple[Var, ...]] = {}
+        self.loops: tuple[Var, ...] = ()
+        self.values: dict[Var, np.ndarray] = {}
+        self.batch = len(next(iter(inputs.values()))) if inputs else 1
+        for array in kernel.inputs:
+            given = np.asarray(inputs[array.name], np.int64)
+            if given.shape != (self.batch, *array.shape):
+                raise ValueError(f"{kernel.name}: {array.name} is {given.shape[1:]}, not {array.shape}")
+            self.check(array.name, given, array.range)
+            self.memory[array] = given
+        for array in kernel.outputs:
+            self.memory[array] = np.zeros((self.batch, *array.shape), np.int64)
+        for array in kernel.constants:
+            assert array.data is not None
+            self.memory[array] = array.data
+
+    def block(self, statements: Iterable[Statement]) -> None:
+        for statement in statements:
+            if isinstance(statement, For):
+                self.loop(statement)
+            elif isinstance(statement, Let):
+                self.values[statement.var] = self.value(statement.value)
+            elif isinstance(statement, Register):
+                shape = (self.batch, *(v.range.high + 1 for v in self.loops))
+                self.values[statement.var] = np.broadcast_to(self.value(statement.initial), shape).copy()
+            elif isinstance(statement, Update):
+                found = self.value(statement.value)
+                self.check(statement.var.name, found, statement.var.range)
+                self.values[statement.var] = np.broadcast_to(found, self.values[statement.var].shape)
+            elif isinstance(statement, Local):
+                shape = (self.batch, *(v.range.high + 1 for v in self.loops), *statement.array.shape)
+                self.memory[statement.array] = np.zeros(shape, np.int64)
+                self.around[statement.array] = self.loops
+            elif isinstance(statement, Store):
+                found = self.value(statement.value)
+                self.check(statement.array.name, found, statement.array.range)
+                indices = tuple(self.value(index) for index in statement.indices)
+                self.memory[statement.array][self.place(statement.array, indices)] = found
+
+    def loop(self, loop: For) -> None:
+        if loop.serial:
+            for i in range(loop.count):
+                self.values[loop.counter] = np.full((1,), i, np.int64)
+                self.block(loop.body)
+            return
+        self.loops = (*self.loops, loop.counter)
+        self.values[loop.counter] = np.arange(loop.count).reshape((1,) * len(self.loops) + (loop.count,))
+        self.block(loop.body)
+        self.loops = self.loops[:-1]
+
+    def place(self, array: Array, indices: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Where the elements lie: the batch and the loops around first, but for constants."""
+        if array.data is not None:
+            return indices
+        batch = np.arange(self.batch).reshape((self.batch,) + (1,) * len(self.loops))
+        outer = tuple(self.aligned(self.values[v]) for v in self.around.get(array, ()))
+        return (batch, *outer, *indices)
+
+    def aligned(self, value: np.ndarray) -> np.ndarray:
+        """With an axis for the batch and for each parallel loop around; those of inner loops come last."""
+        return value.reshape(value.shape + (1,) * (1 + len(self.loops) - value.ndim))
+
+    def value(self, e: Expr) -> np.ndarray:
+        if isinstance(e, Const):
+            return self.aligned(np.full((1,), e.value, np.int64))
+        if isinstance(e, Var):
+            return self.aligned(self.values[e])
+        if isinstance(e, Load):
+            return self.memory[e.array][self.place(e.array, tuple(self.value(i) for i in e.indices))]
+        if isinstance(e, Select):
+            return np.where(self.value(e.condition) != 0, self.value(e.yes), self.value(e.no))
+        if isinstance(e, Slice):
+            return np.right_shift(self.value(e.operand), e.low) & ((1 << e.width) - 1)
+        if isinstance(e, BitLength):
+            return _bit_length(self.value(e.operand))
+        assert isinstance(e, Binary)
+        return _OPERATIONS[e.op](self.value(e.left), self.value(e.right))
+
+    def check(self, name: str, found: np.ndarray, claimed: Range) -> None:
+        if found.size and (int(found.min()) < claimed.low or int(found.max()) > claimed.high):
+            raise OutOfRange(
+                f"{self.kernel.name}: {name} takes {found.min()} to {found.max()}, "
+                f"and was to stay from {claimed.low} to {claimed.high}"
+            )
+
+
+_OPERATIONS = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+    "shl": np.left_shift,
+    "shr": np.right_shift,
+    "lt": lambda a, b: (a < b).astype(np.int64),
+    "le": lambda a, b: (a <= b).astype(np.int64),
+    "eq": lambda a, b: (a == b).astype(np.int64),
+}
+
+
+def _bit_length(a: np.ndarray) -> np.ndarray:
+    """Exact below 2^63: the exponent of a float64 may be one too high above 2^53, and is compared."""
+    exponent = np.frexp(a.astype(np.float64))[1].astype(np.int64)
+    over = (exponent > 0) & (np.left_shift(1, np.maximum(exponent - 1, 0)) > a)
+    return exponent - over
