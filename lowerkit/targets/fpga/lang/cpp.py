@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
-
-import numpy as np
 
 from lowerkit.targets.fpga.lang.expr import (
     Array,
@@ -45,9 +44,9 @@ def type_of(range: Range) -> str:
 
 
 def declaration(array: Array, *, constant: bool = False) -> str:
-    """An array with its type, as a parameter or a variable."""
-    sizes = "".join(f"[{size}]" for size in array.shape)
-    return f"{'const ' if constant else ''}{type_of(array.range)} {array.name}{sizes}"
+    """An array with its type, as a parameter or a variable: flat, so that a reshape between layers is nothing."""
+    size = math.prod(array.shape)
+    return f"{'const ' if constant else ''}{type_of(array.range)} {array.name}[{size}]"
 
 
 def signature(kernel: Kernel) -> str:
@@ -72,16 +71,8 @@ def function(kernel: Kernel) -> str:
 def _literal(array: Array) -> str:
     assert array.data is not None
     wide = "LL" if array.range.bits > 31 else ""
-
-    def nested(data: np.ndarray) -> str:
-        if data.ndim == 0:
-            return f"{int(data)}{wide}"
-        inner = [nested(part) for part in data]
-        if data.ndim == 1:
-            return "{" + textwrap.fill(", ".join(inner), 110, subsequent_indent="    ") + "}"
-        return "{\n" + ",\n".join(inner) + "}"
-
-    return nested(array.data)
+    numbers = ", ".join(f"{int(number)}{wide}" for number in array.data.ravel())
+    return "{\n" + textwrap.fill(numbers, 116, initial_indent="    ", subsequent_indent="    ") + "}"
 
 
 def _lines(statements: Iterable[Statement], depth: int) -> list[str]:
@@ -108,9 +99,20 @@ def _lines(statements: Iterable[Statement], depth: int) -> list[str]:
         elif isinstance(statement, Local):
             found.append(f"{pad}{declaration(statement.array)};")
         elif isinstance(statement, Store):
-            place = "".join(f"[{_index(index)}]" for index in statement.indices)
-            found.append(f"{pad}{statement.array.name}{place} = {text(statement.value)};")
+            found.append(f"{pad}{_element(statement.array, statement.indices)} = {text(statement.value)};")
     return found
+
+
+def _element(array: Array, indices: tuple[Expr, ...]) -> str:
+    """An element of a flat array, the last axis fastest."""
+    terms = []
+    for axis, index in enumerate(indices):
+        stride = math.prod(array.shape[axis + 1 :])
+        if isinstance(index, Const):
+            terms += [str(index.value * stride)] if index.value else []
+        else:
+            terms.append(_index(index) + (f" * {stride}" if stride != 1 else ""))
+    return f"{array.name}[{' + '.join(terms) or '0'}]"
 
 
 def _index(e: Expr) -> str:
@@ -126,7 +128,7 @@ def text(e: Expr) -> str:
     if isinstance(e, Var):
         return e.name
     if isinstance(e, Load):
-        return e.array.name + "".join(f"[{_index(index)}]" for index in e.indices)
+        return _element(e.array, e.indices)
     if isinstance(e, Select):
         kind = type_of(e.range)
         return f"({text(e.condition)} ? {kind}({text(e.yes)}) : {kind}({text(e.no)}))"

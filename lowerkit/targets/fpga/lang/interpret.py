@@ -6,7 +6,7 @@ run in Python. Every store and update is checked against the range that was clai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class _Frame:
             )
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,

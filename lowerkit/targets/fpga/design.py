@@ -1,0 +1,110 @@
+"""A design: kernels joined by values, and its run in integers, the oracle of everything that is emitted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.lang.interpret import run
+from lowerkit.targets.fpga.lang.program import Kernel
+
+#: Samples that the oracle computes at once, which bounds its memory.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Port:
+    """A value of the graph as codes: `shape` without the batch, in row-major order wherever it is stored."""
+
+    value: str
+    shape: tuple[int, ...]
+    format: Fixed
+
+    @property
+    def size(self) -> int:
+        """The number of codes."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kernel of a design.
+
+    Attributes:
+        name: a C identifier, unique in the design.
+        node, op: of the graph, for reports; several nodes may have become one layer.
+        reads, writes: the values that the kernel's inputs and outputs are, in order.
+    """
+
+    name: str
+    node: str
+    op: str
+    kernel: Kernel
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Layers in an order in which they can run.
+
+    Attributes:
+        values: every value that a layer reads or writes. Values that are only views of others' codes (reshapes)
+            are in `views`, which maps them to the value stored.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    values: Mapping[str, Port]
+    views: Mapping[str, str]
+    layers: tuple[Layer, ...]
+
+    def stored(self, value: str) -> str:
+        """The value whose codes a value's are."""
+        while value in self.views:
+            value = self.views[value]
+        return value
+
+
+def codes_of(design: Design, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The design's inputs as codes, int64 [batch, ...], rounded half to even and saturated."""
+    return {
+        port.value: port.format.quantise(np.asarray(inputs[port.value])).reshape(-1, *port.shape)
+        for port in design.inputs
+    }
+
+
+def simulate(
+    design: Design, codes: Mapping[str, np.ndarray], wanted: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Run the design on codes [batch, ...]; the codes of `wanted` values, the outputs where it is not given.
+
+    Raises OutOfRange for a kernel whose claims about its numbers do not hold.
+    """
+    names = list(wanted) if wanted is not None else [port.value for port in design.outputs]
+    count = len(next(iter(codes.values())))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for start in range(0, count, BATCH):
+        values = {name: array[start : start + BATCH] for name, array in codes.items()}
+        for layer in design.layers:
+            given = {
+                array.name: values[design.stored(value)].reshape(-1, *array.shape)
+                for array, value in zip(layer.kernel.inputs, layer.reads, strict=True)
+            }
+            found = run(layer.kernel, given)
+            for array, value in zip(layer.kernel.outputs, layer.writes, strict=True):
+                values[value] = found[array.name]
+        for name in names:
+            shape = design.values[name].shape
+            parts[name].append(values[design.stored(name)].reshape(-1, *shape))
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def numbers_of(design: Design, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What codes stand for, float32."""
+    return {name: design.values[name].format.dequantise(k).astype(np.float32) for name, k in codes.items()}
