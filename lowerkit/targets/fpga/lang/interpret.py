@@ -113,11 +113,15 @@ class _Frame:
         if isinstance(e, Var):
             return self.aligned(self.values[e])
         if isinstance(e, Load):
-            return self.memory[e.array][self.place(e.array, tuple(self.value(i) for i in e.indices))]
+            found: np.ndarray = self.memory[e.array][
+                self.place(e.array, tuple(self.value(i) for i in e.indices))
+            ]
+            return found
         if isinstance(e, Select):
             return np.where(self.value(e.condition) != 0, self.value(e.yes), self.value(e.no))
         if isinstance(e, Slice):
-            return np.right_shift(self.value(e.operand), e.low) & ((1 << e.width) - 1)
+            sliced: np.ndarray = np.right_shift(self.value(e.operand), e.low) & ((1 << e.width) - 1)
+            return sliced
         if isinstance(e, BitLength):
             return _bit_length(self.value(e.operand))
         assert isinstance(e, Binary)
