@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.lang.program import Kernel
 
@@ -38,6 +39,7 @@ class Layer:
         name: a C identifier, unique in the design.
         node, op: of the graph, for reports; several nodes may have become one layer.
         reads, writes: the values that the kernel's inputs and outputs are, in order.
+        schedule: what it costs.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Layer:
     kernel: Kernel
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    schedule: Schedule
 
 
 @dataclass(frozen=True)

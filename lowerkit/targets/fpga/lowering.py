@@ -1,0 +1,127 @@
+"""From the lowered graph to a design: one converter for each operator.
+
+A converter makes one layer of a node, or declares its output a view of its input's codes. Products take in the constant
+that is added to them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.errors import UnsupportedError
+from lowerkit.graph.domain import describe_node
+from lowerkit.graph.fusions.algebra import constant
+from lowerkit.graph.shapes import static_shape
+from lowerkit.targets.fpga.design import Design, Layer, Port
+from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.kernels.schedule import Built
+
+
+@dataclass
+class Context:
+    """What converters read and write.
+
+    Attributes:
+        formats: of every value.
+        weight_width: bits of weights; each column has its own fraction.
+        reuse: by node name, how often each multiplier of a layer is used.
+    """
+
+    formats: Mapping[str, Fixed]
+    weight_width: int
+    reuse: Mapping[str, int] = field(default_factory=dict)
+    ports: dict[str, Port] = field(default_factory=dict)
+    views: dict[str, str] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    done: set[ir.Node] = field(default_factory=set)
+
+    def port(self, value: ir.Value | None) -> Port:
+        """The port of a value, made on first use."""
+        assert value is not None
+        name = value.name or ""
+        if name not in self.ports:
+            shape = static_shape(value)
+            if shape is None or name not in self.formats:
+                raise UnsupportedError(f"value '{name}' has no static shape or no format")
+            self.ports[name] = Port(name, shape, self.formats[name])
+        return self.ports[name]
+
+    def name(self, node: ir.Node) -> str:
+        """A C identifier for the node's layer, unique in the design."""
+        text = re.sub(r"[^0-9A-Za-z]+", "_", node.name or node.op_type).strip("_").lower()
+        return f"l{len(self.layers)}_{text}"
+
+    def add(self, node: ir.Node, built: Built, reads: list[ir.Value | None], write: ir.Value) -> None:
+        """A layer of a node."""
+        kernel, schedule = built
+        names = tuple(self.port(value).value for value in reads)
+        written = self.port(write).value
+        self.layers.append(
+            Layer(kernel.name, node.name or "", node.op_type, kernel, names, (written,), schedule)
+        )
+
+    def view(self, source: ir.Value | None, value: ir.Value) -> None:
+        """`value` has the codes, and so the format, of `source`."""
+        port = self.port(source)
+        shape = static_shape(value)
+        assert shape is not None
+        self.ports[value.name or ""] = Port(value.name or "", shape, port.format)
+        self.views[value.name or ""] = port.value
+
+
+Converter = Callable[[Context, ir.Node], None]
+
+
+def design_of(model: ir.Model, context: Context, converters: Mapping[str, Converter]) -> Design:
+    """The design of a lowered graph. Raises UnsupportedError, which names the node, for what has no converter."""
+    for node in model.graph:
+        if node in context.done:
+            continue
+        converter = converters.get(node.op_type)
+        if converter is None:
+            raise UnsupportedError(f"the fpga target has no kernel for {node.op_type}", node=describe_node(node))
+        try:
+            converter(context, node)
+        except ValueError as error:
+            raise UnsupportedError(str(error), node=describe_node(node)) from None
+    return Design(
+        re.sub(r"[^0-9A-Za-z]+", "_", model.graph.name or "design").strip("_").lower() or "design",
+        tuple(context.port(value) for value in model.graph.inputs),
+        tuple(context.port(value) for value in model.graph.outputs),
+        context.ports,
+        context.views,
+        tuple(context.layers),
+    )
+
+
+def numbers(node: ir.Node, index: int) -> np.ndarray:
+    """A constant input in float64. Raises UnsupportedError for data."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    found = constant(value) if value is not None else None
+    if found is None:
+        raise UnsupportedError(f"input {index} is not a constant", node=describe_node(node))
+    return found.astype(np.float64)
+
+
+def column_formats(weights: np.ndarray, width: int) -> list[Fixed]:
+    """For each column of [inner, columns] the format of `width` bits that holds it with the most fraction bits."""
+    return [Fixed.holding(min(float(c.min()), -1e-12), max(float(c.max()), 1e-12), width) for c in weights.T]
+
+
+def added_constant(node: ir.Node, columns: int) -> tuple[ir.Node, np.ndarray] | None:
+    """The Add of a constant for each column that alone reads a node, and the constant."""
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if output.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    add = uses[0].node
+    other = constant(add.inputs[1 - uses[0].idx]) if add.inputs[1 - uses[0].idx] is not None else None
+    if other is None or other.size not in (1, columns) or other.size != math.prod(other.shape[-1:] or (1,)):
+        return None
+    return add, np.broadcast_to(other.astype(np.float64).reshape(-1), (columns,))
