@@ -7,11 +7,13 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowerkit.errors import ArtifactError, ToolError
-from lowerkit.targets.fpga.design import Design
+from lowerkit.targets.fpga.design import Port
+from lowerkit.targets.fpga.formats import Fixed
 
 PROGRAM = "testbench"
 
@@ -31,29 +33,45 @@ def build(directory: Path) -> None:
         )
 
 
-def simulate(design: Design, directory: Path, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs' codes, int64 [batch, ...], for the inputs' codes. Raises ArtifactError where the program fails."""
-    count = len(next(iter(codes.values())))
-    rows = np.concatenate([codes[p.value].reshape(count, -1) for p in design.inputs], axis=1).astype("<i8")
-    sizes = [p.size for p in design.outputs]
-    with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-        given, found = Path(scratch, "in"), Path(scratch, "out")
-        given.write_bytes(rows.tobytes())
-        done = subprocess.run(
-            [str(directory / PROGRAM), str(given), str(found), str(count)],
-            capture_output=True,
-            text=True,
-            check=False,
+class CsimRunner:
+    """Runs a built C-simulation on numbers: they become codes, and the outputs' codes become numbers."""
+
+    def __init__(self, directory: Path, description: Mapping[str, Any]) -> None:
+        """`description` is that of `fpga.json`: inputs and outputs by name, shape and format."""
+        self.directory = directory
+        self.inputs, self.outputs = (
+            [Port(p["name"], tuple(p["shape"]), Fixed.parse(p["format"])) for p in description[kind]]
+            for kind in ("inputs", "outputs")
         )
-        if done.returncode != 0 or not found.is_file():
-            raise ArtifactError(
-                f"the C-simulation failed with status {done.returncode}: {done.stderr.strip()[:200]}"
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of one sample or more, float32."""
+        codes = {p.value: p.format.quantise(inputs[p.value]) for p in self.inputs}
+        found = self.codes(codes)
+        return {p.value: p.format.dequantise(found[p.value]).astype(np.float32) for p in self.outputs}
+
+    def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs' codes, int64, for the inputs' codes. Raises ArtifactError where the program fails."""
+        rows = np.concatenate([codes[p.value].reshape(-1, p.size) for p in self.inputs], axis=1).astype("<i8")
+        sizes = [p.size for p in self.outputs]
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+            given, found = Path(scratch, "in"), Path(scratch, "out")
+            given.write_bytes(rows.tobytes())
+            done = subprocess.run(
+                [str(self.directory / PROGRAM), str(given), str(found), str(len(rows))],
+                capture_output=True,
+                text=True,
+                check=False,
             )
-        results = np.frombuffer(found.read_bytes(), "<i8")
-    if results.size != count * sum(sizes):
-        raise ArtifactError(f"the C-simulation wrote {results.size} codes, not {count * sum(sizes)}")
-    parts = np.split(results.reshape(count, -1), np.cumsum(sizes)[:-1], axis=1)
-    return {
-        p.value: part.reshape(count, *p.shape).astype(np.int64)
-        for p, part in zip(design.outputs, parts, strict=True)
-    }
+            if done.returncode != 0 or not found.is_file():
+                reason = done.stderr.strip()[:200]
+                raise ArtifactError(f"the C-simulation failed with status {done.returncode}: {reason}")
+            results = np.frombuffer(found.read_bytes(), "<i8")
+        if results.size != len(rows) * sum(sizes):
+            raise ArtifactError(f"the C-simulation wrote {results.size} codes, not {len(rows) * sum(sizes)}")
+        parts = np.split(results.reshape(len(rows), -1), np.cumsum(sizes)[:-1], axis=1)
+        # A leading axis of 1, the graph's batch, becomes that of the samples.
+        return {
+            p.value: part.reshape(-1, *(p.shape[1:] if p.shape[:1] == (1,) else p.shape)).astype(np.int64)
+            for p, part in zip(self.outputs, parts, strict=True)
+        }
