@@ -1,0 +1,149 @@
+"""Products with constant weights, and products of two activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.kernels.contract import Axis, Index, constant_sums, contract, product_sums
+from lowerkit.targets.fpga.kernels.narrow import narrow
+from lowerkit.targets.fpga.kernels.schedule import Built, built, split
+from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Var
+from lowerkit.targets.fpga.lang.program import Builder
+
+
+def linear(
+    name: str,
+    rows: Sequence[int],
+    weights: np.ndarray,
+    x: Fixed,
+    weight: Fixed | Sequence[Fixed],
+    y: Fixed,
+    *,
+    bias: np.ndarray | None = None,
+    rounding: str = "half-even",
+    reuse: int = 1,
+) -> Built:
+    """y = x W + b; x [*rows, inner] and y [*rows, columns] are codes of their formats.
+
+    Args:
+        weights: codes [inner, columns].
+        weight: their format, or one for each column.
+        bias: whole numbers [columns] at the accumulator's precision: of x.fraction + weight.fraction bits.
+        reuse: how often each multiplier is used for a row; there are inner * columns / reuse of them.
+    """
+    inner, columns = weights.shape
+    k = Builder(name, f"y = x W{' + b' if bias is not None else ''}, {inner} to {columns}, {x} to {y}")
+    source, target = k.input("x", (*rows, inner), x.range), k.output("y", (*rows, columns), y.range)
+    w = k.constant(Array.constant(f"{name}_w", weights))
+    scaling = Scaling(k, columns, x, weight, weights.T, y, bias, rounding)
+    over_columns, over_inner = split(reuse, (columns, inner))
+
+    def finish(position: Index, column: Index, total: Var) -> None:
+        k.store(target, (*position, *column), scaling.finish(column[0], total))
+
+    contract(
+        k,
+        [Axis(f"row{i}", size) for i, size in enumerate(rows)],
+        [Axis("i", inner, over_inner)],
+        [Axis("c", columns, over_columns)],
+        sums=constant_sums(weights, x.range, bias),
+        initial=lambda column: scaling.initial(column[0]),
+        term=lambda position, i, column: source[(*position, *i)] * w[(*i, *column)],
+        finish=finish,
+    )
+    return built(k.finish(), math.prod(rows))
+
+
+def matmul(
+    name: str,
+    lead: Sequence[int],
+    sizes: tuple[int, int, int],
+    a: Fixed,
+    b: Fixed,
+    y: Fixed,
+    *,
+    transposed: bool = False,
+    rounding: str = "half-even",
+    reuse: int = 1,
+) -> Built:
+    """y = a b for each of the leading axes (heads); codes a [*lead, m, inner], b [*lead, inner, n], y [*lead, m, n].
+
+    Args:
+        sizes: m, inner and n.
+        transposed: b is [*lead, n, inner].
+        reuse: how often each multiplier is used for a row of a; there are inner * n / reuse of them.
+    """
+    m, inner, n = sizes
+    k = Builder(name, f"y = a b{' transposed' if transposed else ''}, {m} x {inner} x {n}, {a} by {b} to {y}")
+    left = k.input("a", (*lead, m, inner), a.range)
+    right = k.input("b", (*lead, n, inner) if transposed else (*lead, inner, n), b.range)
+    target = k.output("y", (*lead, m, n), y.range)
+    over_columns, over_inner = split(reuse, (n, inner))
+
+    def term(position: Index, i: Index, column: Index) -> Expr:
+        place = (*column, *i) if transposed else (*i, *column)
+        return left[(*position, *i)] * right[(*position[:-1], *place)]
+
+    def finish(position: Index, column: Index, total: Var) -> None:
+        k.store(target, (*position, *column), narrow(total, a.fraction + b.fraction, y, rounding))
+
+    contract(
+        k,
+        [*(Axis(f"lead{i}", size) for i, size in enumerate(lead)), Axis("row", m)],
+        [Axis("i", inner, over_inner)],
+        [Axis("c", n, over_columns)],
+        sums=product_sums(inner, a.range, b.range),
+        initial=lambda column: 0,
+        term=term,
+        finish=finish,
+    )
+    return built(k.finish(), math.prod(lead) * m)
+
+
+class Scaling:
+    """What a column's sum starts from and how it is brought to the output's format.
+
+    Columns of different weight formats are shifted left to the finest one first, by a table, and then rounded alike.
+    """
+
+    def __init__(
+        self,
+        k: Builder,
+        columns: int,
+        x: Fixed,
+        weight: Fixed | Sequence[Fixed],
+        weights: np.ndarray,
+        y: Fixed,
+        bias: np.ndarray | None,
+        rounding: str,
+    ) -> None:
+        """`weights` are codes [columns, ...]. Raises ValueError for codes that the formats do not hold."""
+        formats = [weight] * columns if isinstance(weight, Fixed) else list(weight)
+        if len(formats) != columns:
+            raise ValueError(f"{k.name}: {len(formats)} weight formats for {columns} columns")
+        flat = weights.reshape(columns, -1)
+        for found, low, high in zip(formats, flat.min(1), flat.max(1), strict=True):
+            if low < found.range.low or high > found.range.high:
+                raise ValueError(f"{k.name}: weights from {low} to {high} are no codes of {found}")
+        if bias is not None and bias.shape != (columns,):
+            raise ValueError(f"{k.name}: a bias of shape {bias.shape} for {columns} columns")
+        self.k, self.y, self.rounding = k, y, rounding
+        finest = max(found.fraction for found in formats)
+        self.fraction = x.fraction + finest
+        shifts = np.array([finest - found.fraction for found in formats], np.int64)
+        self.shifts = k.constant(Array.constant(f"{k.name}_shift", shifts)) if shifts.any() else None
+        self.bias = None if bias is None else k.constant(Array.constant(f"{k.name}_b", bias))
+
+    def initial(self, column: Operand) -> Operand:
+        """The bias."""
+        return 0 if self.bias is None else self.bias[column]
+
+    def finish(self, column: Operand, total: Var) -> Expr:
+        """The output's code."""
+        if self.shifts is not None:
+            total = self.k.let("aligned", total << self.shifts[column])
+        return narrow(total, self.fraction, self.y, self.rounding)
