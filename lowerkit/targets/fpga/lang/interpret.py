@@ -6,7 +6,8 @@ run in Python. Every store and update is checked against the range that was clai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +109,10 @@ class _Frame:
         return value.reshape(value.shape + (1,) * (1 + len(self.loops) - value.ndim))
 
     def value(self, e: Expr) -> np.ndarray:
+        found: np.ndarray = self.evaluated(e)
+        return found
+
+    def evaluated(self, e: Expr) -> Any:
         if isinstance(e, Const):
             return self.aligned(np.full((1,), e.value, np.int64))
         if isinstance(e, Var):
@@ -131,7 +136,7 @@ class _Frame:
             )
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,

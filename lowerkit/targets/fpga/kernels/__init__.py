@@ -1,0 +1,1 @@
+"""Layers as kernels in the integer language, one idea a file."""
