@@ -108,6 +108,10 @@ class _Frame:
         return value.reshape(value.shape + (1,) * (1 + len(self.loops) - value.ndim))
 
     def value(self, e: Expr) -> np.ndarray:
+        found: np.ndarray = self.evaluated(e)
+        return found
+
+    def evaluated(self, e: Expr) -> Any:
         if isinstance(e, Const):
             return self.aligned(np.full((1,), e.value, np.int64))
         if isinstance(e, Var):
