@@ -65,7 +65,10 @@ def plan(
     pipeline.check_target(canonical, chosen, lowered=False)
     samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
     observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
-    return default_plan(canonical, chosen, observed, methods, options)
+    made = default_plan(canonical, chosen, observed, methods, options)
+    apply_plan(canonical, made)
+    expand(canonical, chosen.expands)
+    return dataclasses.replace(made, options=chosen.complete(canonical, samples, made.options))
 
 
 def compile(
@@ -122,6 +125,7 @@ def compile(
         lowered = canonical.clone()
         apply_plan(lowered, plan)
         expand(lowered, chosen.expands)  # what the plan names and keeps
+        plan = dataclasses.replace(plan, options=chosen.complete(lowered, samples, plan.options))
         stages.dump("lowered", lowered)
         pipeline.check_target(lowered, chosen, lowered=True)
         stages.start("emit")

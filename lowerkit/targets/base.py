@@ -46,6 +46,12 @@ class Target(ABC):
     def blocker(self, node: ir.Node) -> str | None:
         """Why the target cannot run `node` of a canonical or lowered graph, or None."""
 
+    def complete(
+        self, model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The options, with what they leave open chosen for the lowered `model` from calibration samples."""
+        return dict(options)
+
     @abstractmethod
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Write the target's files for the lowered `model` into `directory`, deterministically.

@@ -85,7 +85,9 @@ def design_of(model: ir.Model, context: Context, converters: Mapping[str, Conver
             continue
         converter = converters.get(node.op_type)
         if converter is None:
-            raise UnsupportedError(f"the fpga target has no kernel for {node.op_type}", node=describe_node(node))
+            raise UnsupportedError(
+                f"the fpga target has no kernel for {node.op_type}", node=describe_node(node)
+            )
         try:
             converter(context, node)
         except ValueError as error:

@@ -58,12 +58,16 @@ class FpgaTarget(Target):
         project.write_project(
             design, directory / PROJECT, part=merged["part"], clock_ns=float(merged["clock_ns"])
         )
-        (directory / DESCRIPTION).write_text(json.dumps(_description(design), indent=2) + "\n", encoding="utf-8")
+        (directory / DESCRIPTION).write_text(
+            json.dumps(_description(design), indent=2) + "\n", encoding="utf-8"
+        )
         csim.build(directory / PROJECT)
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner of the C-simulation."""
-        return csim.CsimRunner(directory / PROJECT, json.loads((directory / DESCRIPTION).read_text(encoding="utf-8")))
+        return csim.CsimRunner(
+            directory / PROJECT, json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+        )
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """A runner of the integer model, which the C-simulation equals, that returns the values in `taps` too."""
@@ -119,4 +123,3 @@ def _description(design: Design) -> dict[str, Any]:
 
 def _port(port: Any) -> dict[str, Any]:
     return {"name": port.value, "shape": list(port.shape), "format": str(port.format)}
-

@@ -7,6 +7,7 @@ run in Python. Every store and update is checked against the range that was clai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
