@@ -11,7 +11,7 @@ from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.contract import Axis, Index, constant_sums, contract, product_sums
 from lowerkit.targets.fpga.kernels.narrow import narrow
 from lowerkit.targets.fpga.kernels.schedule import Built, built, split
-from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Var
+from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Range, Var
 from lowerkit.targets.fpga.lang.program import Builder
 
 
@@ -135,6 +135,13 @@ class Scaling:
         finest = max(found.fraction for found in formats)
         self.fraction = x.fraction + finest
         shifts = np.array([finest - found.fraction for found in formats], np.int64)
+        # Of each column's own sums, shifted: the widest sums need not be those shifted most.
+        own = [
+            constant_sums(row[:, None], x.range, None if bias is None else bias[i : i + 1])
+            for i, row in enumerate(flat)
+        ]
+        ends = [(r.low << int(s), r.high << int(s)) for r, s in zip(own, shifts, strict=True)]
+        self.aligned = Range(min(low for low, _ in ends), max(high for _, high in ends))
         self.shifts = k.constant(Array.constant(f"{k.name}_shift", shifts)) if shifts.any() else None
         self.bias = None if bias is None else k.constant(Array.constant(f"{k.name}_b", bias))
 
@@ -145,5 +152,5 @@ class Scaling:
     def finish(self, column: Operand, total: Var) -> Expr:
         """The output's code."""
         if self.shifts is not None:
-            total = self.k.let("aligned", total << self.shifts[column])
+            total = self.k.let("aligned", total << self.shifts[column], self.aligned)
         return narrow(total, self.fraction, self.y, self.rounding)

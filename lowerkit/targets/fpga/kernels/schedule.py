@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lowerkit.targets.fpga.lang.expr import Binary, BitLength, Const, Expr, Select, Slice
+from lowerkit.targets.fpga.lang.expr import Binary, BitLength, Const, Expr, Load, Select, Slice, Var
 from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update
 
 
@@ -30,7 +30,7 @@ Built = tuple[Kernel, Schedule]
 
 def built(kernel: Kernel, positions: int | None = None) -> Built:
     """A kernel with its schedule; `positions` are those of its output, as many as cycles if None."""
-    cycles, multipliers = _sequential(kernel.body)
+    cycles, multipliers = _Reader(kernel).sequential(kernel.body)
     return kernel, Schedule(multipliers, cycles, -(-cycles // positions) if positions else 1)
 
 
@@ -58,42 +58,63 @@ def _split(reuse: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
     return None
 
 
-def _sequential(body: Iterable[Statement]) -> tuple[int, int]:
-    """Cycles and multipliers of loops that run one after the other."""
-    cycles = multipliers = 0
-    for statement in body:
-        if isinstance(statement, For):
-            inner, width = (
-                (1, _products(statement.body)) if statement.pipeline else _sequential(statement.body)
-            )
-            cycles += statement.count * max(inner, 1)
-            multipliers += width
-        else:
-            multipliers += _products([statement])
-    return cycles, multipliers
+class _Reader:
+    def __init__(self, kernel: Kernel) -> None:
+        self.counters = set(_counters(kernel.body))
+
+    def sequential(self, body: Iterable[Statement]) -> tuple[int, int]:
+        """Cycles and multipliers of loops that run one after the other."""
+        cycles = multipliers = 0
+        for statement in body:
+            if isinstance(statement, For) and not statement.pipeline:
+                inner, width = self.sequential(statement.body)
+                cycles += statement.count * max(inner, 1)
+                multipliers += width
+            else:
+                cycles += statement.count if isinstance(statement, For) else 0
+                multipliers += self.once([statement], unrolled=1)
+        return cycles, multipliers
+
+    def once(self, body: Iterable[Statement], unrolled: int | None = None) -> int:
+        """Multipliers of statements that run at once; loops are unrolled, the outermost ones `unrolled` times."""
+        found = 0
+        for statement in body:
+            if isinstance(statement, For):
+                found += (unrolled or statement.count) * self.once(statement.body)
+            elif isinstance(statement, Register):
+                found += self.products(statement.initial, set())
+            elif isinstance(statement, (Let, Update, Store)):
+                found += self.products(statement.value, set())
+        return found
+
+    def products(self, e: Expr, seen: set[int]) -> int:
+        """Products of numbers, not of counters: those make addresses."""
+        if id(e) in seen:
+            return 0
+        seen.add(id(e))
+        found = sum(self.products(part, seen) for part in _parts(e))
+        if not isinstance(e, Binary) or e.op != "mul":
+            return found
+        shift = any(isinstance(s, Const) and abs(s.value).bit_count() <= 1 for s in (e.left, e.right))
+        return found + int(not shift and not self.address(e))
+
+    def address(self, e: Expr) -> bool:
+        """Whether an expression is of counters alone."""
+        if isinstance(e, Var):
+            return e in self.counters
+        return not isinstance(e, Load) and all(self.address(part) for part in _parts(e))
 
 
-def _products(body: Iterable[Statement]) -> int:
-    """Multipliers of statements that run at once, loops among them unrolled."""
-    found = 0
-    for statement in body:
-        if isinstance(statement, For):
-            found += statement.count * _products(statement.body)
-        elif isinstance(statement, Register):
-            found += _in(statement.initial, set())
-        elif isinstance(statement, (Let, Update, Store)):
-            found += _in(statement.value, set())
-    return found
-
-
-def _in(e: Expr, seen: set[int]) -> int:
-    """Products in an expression; addresses are not looked at."""
-    if id(e) in seen:
-        return 0
-    seen.add(id(e))
+def _parts(e: Expr) -> tuple[Expr, ...]:
     if isinstance(e, Binary):
-        free = any(isinstance(s, Const) and abs(s.value).bit_count() <= 1 for s in (e.left, e.right))
-        return int(e.op == "mul" and not free) + _in(e.left, seen) + _in(e.right, seen)
+        return e.left, e.right
     if isinstance(e, Select):
-        return _in(e.condition, seen) + _in(e.yes, seen) + _in(e.no, seen)
-    return _in(e.operand, seen) if isinstance(e, (Slice, BitLength)) else 0
+        return e.condition, e.yes, e.no
+    return (e.operand,) if isinstance(e, (Slice, BitLength)) else ()
+
+
+def _counters(body: Iterable[Statement]) -> Iterator[Var]:
+    for statement in body:
+        if isinstance(statement, For):
+            yield statement.counter
+            yield from _counters(statement.body)

@@ -67,7 +67,9 @@ class _Frame:
             if isinstance(statement, For):
                 self.loop(statement)
             elif isinstance(statement, Let):
-                self.values[statement.var] = self.value(statement.value)
+                found = self.value(statement.value)
+                self.check(statement.var.name, found, statement.var.range)
+                self.values[statement.var] = found
             elif isinstance(statement, Register):
                 shape = (self.batch, *(v.range.high + 1 for v in self.loops))
                 self.values[statement.var] = np.broadcast_to(self.value(statement.initial), shape).copy()

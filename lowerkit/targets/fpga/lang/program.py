@@ -140,10 +140,10 @@ class Builder:
         body = self._blocks.pop()
         self._blocks[-1].append(For(counter, count, tuple(body), serial, pipeline, label))
 
-    def let(self, name: str, value: Operand) -> Var:
-        """A name for a value."""
+    def let(self, name: str, value: Operand, within: Range | None = None) -> Var:
+        """A name for a value; `within` is a narrower range than intervals prove, which the interpreter checks."""
         found = expr(value)
-        var = Var(self._own(name), found.range)
+        var = Var(self._own(name), within or found.range)
         self._blocks[-1].append(Let(var, found))
         return var
 

@@ -1,0 +1,99 @@
+"""Division by constants, exactly: as a product and a shift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lowerkit.targets.fpga.lang.expr import Array, Const, Expr, Operand, Range, Select, Slice, equal, expr
+from lowerkit.targets.fpga.lang.program import Builder
+
+
+class Division:
+    """Divides numbers of a range by constants.
+
+    For 0 <= t < 2^N and a divisor d, let m = ceil(2^p / d) and e = m d - 2^p. Then t m / 2^p = t / d + t e / (d 2^p),
+    which has the floor of t / d where t e < 2^p (Granlund and Montgomery, 1994), as t / d lies 1 / d or more below the
+    next whole number. p is the least that meets this for the largest t and every divisor; negative numbers are
+    lifted by a multiple of the divisor first.
+    """
+
+    def __init__(self, k: Builder, name: str, numbers: Range, divisors: Sequence[int]) -> None:
+        """`numbers`: what is divided; `divisors`: each greater than 0. Raises ValueError if 63 bits do not suffice."""
+        self.k, self.name, self.divisors = k, name, [int(d) for d in divisors]
+        lifts = [max(0, -(numbers.low // d)) for d in self.divisors]
+        largest = max(numbers.high + lift * d for lift, d in zip(lifts, self.divisors, strict=True))
+        self.shift = next(p for p in range(256) if all(largest * (-(2**p) % d) < 2**p for d in self.divisors))
+        factors = [-(-(2**self.shift) // d) for d in self.divisors]
+        self._largest = largest
+        if self.shift > 62 or largest * max(factors) > 2**62:
+            raise ValueError(
+                f"{k.name}: {numbers.low} to {numbers.high} is too wide to be divided by a product"
+            )
+        self._product = Range(0, largest * max(factors))
+        self._quotients = Range(
+            min(numbers.low // d for d in self.divisors), max(numbers.high // d for d in self.divisors)
+        )
+        self._lifts = self._table("lift", lifts)
+        self._raised = self._table("raised", [lift * d for lift, d in zip(lifts, self.divisors, strict=True)])
+        self._factors = self._table("factor", factors)
+
+    def floor(self, number: Operand, index: Operand = 0) -> Expr:
+        """floor(number / divisors[index])."""
+        lift, raised = self._at(self._lifts, index), self._at(self._raised, index)
+        found = expr(number)
+        if isinstance(lift, Const) and lift.value == 0:
+            return (found * self._at(self._factors, index)) >> self.shift
+        # Intervals do not know which lift goes with which factor.
+        lifted = self.k.let(f"{self.name}_lifted", found + raised, Range(0, self._largest))
+        product = self.k.let(f"{self.name}_product", lifted * self._at(self._factors, index), self._product)
+        return self.k.let(f"{self.name}_floor", (product >> self.shift) - lift, self._quotients)
+
+    def _table(self, kind: str, numbers: list[int]) -> Array | Const:
+        if len(set(numbers)) == 1:
+            return Const(numbers[0])
+        return self.k.constant(Array.constant(f"{self.k.name}_{self.name}_{kind}", np.array(numbers)))
+
+    def _at(self, table: Array | Const, index: Operand) -> Expr:
+        return table if isinstance(table, Const) else table[index]
+
+
+class Quotient:
+    """number 2^scale / divisor, rounded to whole numbers, ties included exactly."""
+
+    def __init__(
+        self, k: Builder, name: str, numbers: Range, divisors: Sequence[int], scale: int, rounding: str
+    ) -> None:
+        """`scale` may be negative; `rounding` is that of `round_shift`."""
+        if rounding not in ("floor", "half-up", "half-even"):
+            raise ValueError(f"no rounding {rounding!r}")
+        self.k, self.rounding, self.doubled = k, rounding, rounding != "floor"
+        # Powers of two that all divisors share are shifted out of both sides.
+        self.up = max(scale, 0) + int(self.doubled)
+        scaled = [int(d) << (max(-scale, 0) + int(self.doubled)) for d in divisors]
+        lift = [d >> 1 if self.doubled else 0 for d in scaled]
+        self.half = (
+            lift[0]
+            if len(set(lift)) == 1
+            else k.constant(Array.constant(f"{k.name}_{name}_half", np.array(lift)))
+        )
+        whole = Range((numbers.low << self.up) + min(lift), (numbers.high << self.up) + max(lift))
+        self.scaled = (
+            scaled[0]
+            if len(set(scaled)) == 1
+            else k.constant(Array.constant(f"{k.name}_{name}_scaled", np.array(scaled)))
+        )
+        self.division = Division(k, name, whole, scaled)
+
+    def of(self, number: Operand, index: Operand = 0, label: str = "quotient") -> Expr:
+        """The quotient by divisors[index]; `label` names what is kept on the way."""
+        half = self.half if isinstance(self.half, int) else self.half[index]
+        scaled = self.scaled if isinstance(self.scaled, int) else self.scaled[index]
+        found = self.k.let(f"{label}_scaled", (expr(number) << self.up) + half)
+        quotient = self.k.let(f"{label}_nearest", self.division.floor(found, index))
+        if self.rounding != "half-even":
+            return quotient
+        # Number + 1/2 is whole: a tie, which went up; an odd one goes back.
+        tie = equal(found, quotient * scaled)
+        return Select(tie, quotient - Slice(quotient, 0, 1), quotient)
