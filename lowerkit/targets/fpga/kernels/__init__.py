@@ -1,1 +1,1 @@
-"""Layers as kernels of the integer language. Each function returns the kernel and its schedule."""
+"""Layers as kernels of the integer language, one idea a file."""
