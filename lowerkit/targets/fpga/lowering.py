@@ -66,6 +66,12 @@ class Context:
             Layer(kernel.name, node.name or "", node.op_type, kernel, names, (written,), schedule)
         )
 
+    def moved(self, source: ir.Value | None, value: ir.Value) -> None:
+        """`value` has other places for the codes of `source`, and so its format."""
+        shape = static_shape(value)
+        assert shape is not None
+        self.ports[value.name or ""] = Port(value.name or "", shape, self.port(source).format)
+
     def view(self, source: ir.Value | None, value: ir.Value) -> None:
         """`value` has the codes, and so the format, of `source`."""
         port = self.port(source)
