@@ -115,7 +115,7 @@ def full_table(
         raise ValueError(f"a table of every code of {source} has more than {1 << LARGEST_INDEX} words")
     code = np.arange(1 << source.width)
     x = source.dequantise(np.where(code > source.range.high, code - (1 << source.width), code))
-    words = Array.constant("words", target.quantise(exact(of, x, variant), "half-up"))
+    words = Array.constant(f"{name}_words", target.quantise(exact(of, x, variant), "half-up"))
 
     def body(k: Builder, x: Expr) -> Expr:
         return k.constant(words)[Slice(x, 0, source.width)]

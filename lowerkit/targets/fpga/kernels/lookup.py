@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowerkit.numerics.functions import Function, ScalarFunction
+from lowerkit.numerics.functions import ScalarFunction
 from lowerkit.numerics.tables import uniform_table
 from lowerkit.targets.fpga.lang.expr import Array, BitLength, Expr, Slice, maximum, minimum
 from lowerkit.targets.fpga.lang.program import Builder
@@ -110,10 +110,10 @@ class Lookup:
     def read(self, k: Builder, name: str, address: Expr) -> Expr:
         """The value at an address of `bits` bits, in units of 2^-result_fraction."""
         index = k.let(f"{name}_index", Slice(address, self.bits - self.index_bits, self.index_bits))
-        value = k.constant(Array.constant(f"{name}_values", self.values))[index]
+        value = k.constant(Array.constant(f"{k.name}_{name}_values", self.values))[index]
         if self.slopes is None:
             return k.let(name, value)
-        slope = k.constant(Array.constant(f"{name}_slopes", self.slopes))[index]
+        slope = k.constant(Array.constant(f"{k.name}_{name}_slopes", self.slopes))[index]
         rest = Slice(address, self.bits - self.index_bits - self.rest, self.rest)
         return k.let(name, (value << self.rest) + slope * rest)
 
@@ -172,6 +172,10 @@ def scaled(value: Expr, shift: Expr) -> Expr:
     return ((raised >> count) + 1) >> 1
 
 
-def stretched(function: Function, curvature: float, name: str) -> ScalarFunction:
-    """A function with one bound of its second derivative everywhere."""
-    return ScalarFunction(name, function, lambda low, high: np.full(np.shape(low), curvature))
+def times(function: ScalarFunction, factor: float) -> ScalarFunction:
+    """factor f, factor above 0."""
+    return ScalarFunction(
+        function.name,
+        lambda x: factor * function(x),
+        lambda low, high: factor * function.curvature(low, high),
+    )

@@ -23,7 +23,7 @@ from lowerkit.targets.fpga.kernels.lookup import (
     magnitude,
     normalised,
     scaled,
-    stretched,
+    times,
 )
 from lowerkit.targets.fpga.lang.expr import (
     Expr,
@@ -144,7 +144,7 @@ def _power(k: Builder, x: Expr, s: Settings) -> Reduced:
     # From 2^most on the result saturates, however far a coarse input's codes lie above.
     most = math.ceil(math.log2(target.high + target.step)) + 1
     n = k.let("n", minimum(octaves >> point, most))
-    two = stretched(np.exp2, 2 * math.log(2) ** 2, "exp2")
+    two = ScalarFunction("exp2", np.exp2, lambda low, high: math.log(2) ** 2 * np.exp2(high))
     table = Lookup.make(
         [Piece(two, 0.0, 1.0)], bits, s.index_bits, digits, interpolate=s.interpolate, relative=True
     )
@@ -173,8 +173,7 @@ def _mantissa(k: Builder, x: Expr, s: Settings) -> Reduced:
     e = k.let("e", length + (least - 1 - source.fraction))
     pieces = [Piece(s.core, 1.0, 2.0)]
     if form.root:
-        odd = stretched(lambda m: (2 * m) ** -0.5, 4 * 0.75 * 2.0**-2.5, "rsqrt of the double")
-        pieces = [*pieces, Piece(odd, 1.0, 2.0)]
+        pieces = [*pieces, Piece(times(s.core, 2**-0.5), 1.0, 2.0)]
         part = k.let("address", (Slice(e, 0, 1) << bits) + part)
     digits = min(target.width + GUARD, 24)
     table = Lookup.make(
