@@ -44,7 +44,7 @@ def quantised(
     y = k.output("y", (rows, columns), codes)
     if target is not None:
         numbers = np.arange(levels + 1) / levels + correction
-        meaning = k.constant(Array.constant("meaning", target.quantise(numbers)))
+        meaning = k.constant(Array.constant(f"{k.name}_meaning", target.quantise(numbers)))
     with k.loop("row", rows) as row:
         e, total = exponentials(k, x, row, source, base)
         share = reciprocal(k, total, base.table_bits, base.reciprocal_bits)
