@@ -141,3 +141,11 @@ def test_compiled_is_interpreted(program: Path, kernel: Kernel) -> None:
     np.testing.assert_array_equal(y, run(kernel, {"x": x})["y"])
     # A kernel of one number would say nothing.
     assert np.unique(y).size > 1 or x.shape[-1] == 1
+
+
+def test_simulated_tables_are_plain_integers() -> None:
+    """Entries of ap_int types are constructed one by one, and g++ took minutes for a table of 15,000."""
+    kernel = softmax.fixed(1, 2, BYTE, BYTE, FixedMethod(input_bits=4, output_bits=4), name="small")
+    assert "static const LK_TABLE(ap_uint<21>, unsigned int) small_exponentials[" in cpp.constants(kernel)
+    # What is read has its width again.
+    assert "ap_uint<21>(small_exponentials[" in cpp.function(kernel)
