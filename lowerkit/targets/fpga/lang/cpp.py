@@ -23,6 +23,13 @@ from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register
 #: What the printed code needs besides ap_int.h.
 HELPERS = """\
 // Helpers that every kernel may use.
+// Simulation keeps tables as plain integers: ap_int types would construct each number when the program starts,
+// and compilers take minutes over that.
+#ifdef __SYNTHESIS__
+#define LK_TABLE(type, plain) type
+#else
+#define LK_TABLE(type, plain) plain
+#endif
 template <class T> inline T lk_min(T a, T b) { return b < a ? b : a; }
 template <class T> inline T lk_max(T a, T b) { return a < b ? b : a; }
 // The bits that a number takes: 0 for 0.
@@ -57,8 +64,8 @@ def signature(kernel: Kernel) -> str:
 
 
 def constants(kernel: Kernel) -> str:
-    """The kernel's tables and weights, as literals."""
-    return "\n".join(f"static {declaration(a, constant=True)} = {_literal(a)};" for a in kernel.constants)
+    """The kernel's tables and weights, as literals; `HELPERS` is to stand before them."""
+    return "\n".join(_table(array) for array in kernel.constants)
 
 
 def function(kernel: Kernel) -> str:
@@ -66,6 +73,12 @@ def function(kernel: Kernel) -> str:
     comment = textwrap.indent(textwrap.fill(kernel.comment, 100), "// ")
     body = "\n".join(_lines(kernel.body, 1))
     return f"{comment}\n{signature(kernel)} {{\n{body}\n}}\n"
+
+
+def _table(array: Array) -> str:
+    plain = ("" if array.range.signed else "unsigned ") + ("int" if array.range.bits <= 32 else "long long")
+    sizes = "".join(f"[{size}]" for size in array.shape)
+    return f"static const LK_TABLE({type_of(array.range)}, {plain}) {array.name}{sizes} = {_literal(array)};"
 
 
 def _literal(array: Array) -> str:
@@ -128,7 +141,8 @@ def text(e: Expr) -> str:
     if isinstance(e, Var):
         return e.name
     if isinstance(e, Load):
-        return _element(e.array, e.indices)
+        element = _element(e.array, e.indices)
+        return element if e.array.data is None else f"{type_of(e.range)}({element})"
     if isinstance(e, Select):
         kind = type_of(e.range)
         return f"({text(e.condition)} ? {kind}({text(e.yes)}) : {kind}({text(e.no)}))"

@@ -58,7 +58,7 @@ def reciprocal(k: Builder, total: Expr, least: int, bits: int) -> Reciprocal:
 
     Source: `lowerkit.passes.softmax.fixed`, whose table this is.
     """
-    table = k.constant(Array.constant("reciprocals", reciprocal_table(bits).astype(np.int64)))
+    table = k.constant(Array.constant(f"{k.name}_reciprocals", reciprocal_table(bits).astype(np.int64)))
     octave = k.let("octave", maximum(BitLength(total >> least), 1) - 1)
     # The `bits` bits below the leading one.
     mantissa = ((total << bits) >> least) >> octave

@@ -42,7 +42,7 @@ def exponentials(k: Builder, x: Array, row: Var, source: Format, method: FixedMe
     """
     columns = x.shape[1]
     drop = max(0, source.fraction - method.input_bits)
-    table = k.constant(Array.constant("exponentials", _table(source, method)))
+    table = k.constant(Array.constant(f"{k.name}_exponentials", _table(source, method)))
     end = table.shape[0] - 1
 
     # Rounding keeps the order: the largest rounded logit is the largest logit, rounded.

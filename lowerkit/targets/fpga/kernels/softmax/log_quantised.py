@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 from lowerkit.passes.softmax.fixed import Fixed as FixedMethod
 from lowerkit.passes.softmax.log_quantised import PER_OCTAVE, LogQuantised
@@ -60,9 +62,8 @@ def log_quantised(
         ]
         with k.loop("code", columns, pipeline=True) as i:
             entry = k.let("exponential", e[i])
-            code: Expr = Const(0)
-            for j, threshold in enumerate(thresholds):
-                code = code + _octaves(k, f"octaves{j}", entry, threshold)
+            counts = [_octaves(k, f"octaves{j}", entry, t) for j, t in enumerate(thresholds)]
+            code = functools.reduce(operator.add, counts)
             k.store(y, (row, i), Select(equal(entry, 0), Const(zero), clamp(code, 0, zero)))
     return k.finish()
 

@@ -27,8 +27,8 @@ def quantised(
 
     q stands for q / L + c = (q - z) / L, with c the method's correction and the zero point z = -c L of at most half
     a step: it belongs to the next product (see `zero_point`) and costs nothing here. q = floor(L e r / 2^s + 1/2)
-    with e, r and s as in `fixed`; L goes into the row's reciprocal. q is that of `Quantised` within 1, and another
-    one only where p L is within L times the error of `exponential`'s of a half.
+    with e, r and s as in `fixed`; L goes into the row's reciprocal. q is that of `Quantised`, except where p L comes
+    nearer to a half than `exponential` is exact.
 
     With `target`, its codes for q / L + c come out, by a table of L + 1 entries.
 
@@ -44,7 +44,7 @@ def quantised(
     y = k.output("y", (rows, columns), codes)
     if target is not None:
         numbers = np.arange(levels + 1) / levels + correction
-        meaning = k.constant(Array.constant("meaning", target.quantise(numbers)))
+        meaning = k.constant(Array.constant(f"{k.name}_meaning", target.quantise(numbers)))
     with k.loop("row", rows) as row:
         e, total = exponentials(k, x, row, source, base)
         share = reciprocal(k, total, base.table_bits, base.reciprocal_bits)

@@ -60,7 +60,7 @@ def shift(
     k = Builder(name, f"Softmax over rows of {columns}, {source} to {target}: base 2, one pass, shifts.")
     x = k.input("x", (rows, columns), source.range)
     y = k.output("y", (rows, columns), target.range)
-    table = k.constant(Array.constant("powers", chosen.tables()[0].astype(np.int64)))
+    table = k.constant(Array.constant(f"{k.name}_powers", chosen.tables()[0].astype(np.int64)))
 
     def scaled(code: Expr) -> Expr:
         if octaves:
