@@ -129,7 +129,7 @@ def check_means(got, sums, counts, x: Fixed, y: Fixed, rounding: str) -> None:
     np.testing.assert_array_equal(got.ravel(), exact)
 
 
-@pytest.mark.parametrize("divisors", [[1], [3], [7, 64], [1000, 1, 6]])
+@pytest.mark.parametrize("divisors", [[1], [3], [32], [24], [7, 64], [20, 12], [1000, 1, 6]])
 def test_division_is_exact_at_every_number(divisors: list[int]) -> None:
     numbers = Range(-2100, 3000)
     k = Builder("f", "")
@@ -140,6 +140,15 @@ def test_division_is_exact_at_every_number(divisors: list[int]) -> None:
     every = np.arange(-2100, 3001)
     got = run(k.finish(), {"x": every[None]})["y"][0]
     np.testing.assert_array_equal(got, every[:, None] // np.array(divisors))
+
+
+def test_means_of_large_images_fit() -> None:
+    x = Fixed(16, 8)
+    kernel, _ = global_average_pool("f", 1, (112, 112), x, x)
+    given_x = np.stack([np.full((1, 112, 112), x.range.low), np.full((1, 112, 112), x.range.high)])
+    given_x = np.concatenate([given_x, codes(np.random.default_rng(0), (1, 112, 112), x, batch=3)[2:]])
+    sums = given_x.sum((-2, -1))
+    check_means(run(kernel, {"x": given_x})["y"], sums, np.full(sums.shape, 112 * 112), x, x, "half-even")
 
 
 def test_what_cannot_be_divided_by_a_product_is_refused() -> None:

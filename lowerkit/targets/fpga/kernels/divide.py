@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,34 +16,39 @@ class Division:
 
     For 0 <= t < 2^N and a divisor d, let m = ceil(2^p / d) and e = m d - 2^p. Then t m / 2^p = t / d + t e / (d 2^p),
     which has the floor of t / d where t e < 2^p (Granlund and Montgomery, 1994), as t / d lies 1 / d or more below the
-    next whole number. p is the least that meets this for the largest t and every divisor; negative numbers are
-    lifted by a multiple of the divisor first.
+    next whole number. p is the least that meets this for the largest t and every divisor. Powers of two that all
+    divisors share are shifted out before, which leaves a narrower product: floor(t / (2^s d)) is that of floor(t / 2^s) / d.
+    Negative numbers are lifted by a multiple of the divisor.
     """
 
     def __init__(self, k: Builder, name: str, numbers: Range, divisors: Sequence[int]) -> None:
         """`numbers`: what is divided; `divisors`: each greater than 0. Raises ValueError if 63 bits do not suffice."""
-        self.k, self.name, self.divisors = k, name, [int(d) for d in divisors]
-        lifts = [max(0, -(numbers.low // d)) for d in self.divisors]
-        largest = max(numbers.high + lift * d for lift, d in zip(lifts, self.divisors, strict=True))
-        self.shift = next(p for p in range(256) if all(largest * (-(2**p) % d) < 2**p for d in self.divisors))
-        factors = [-(-(2**self.shift) // d) for d in self.divisors]
-        self._largest = largest
+        self.k, self.name = k, name
+        every = math.gcd(*(int(d) for d in divisors))
+        self.shared = (every & -every).bit_length() - 1
+        odd = [int(d) >> self.shared for d in divisors]
+        low, high = numbers.low >> self.shared, numbers.high >> self.shared
+        lifts = [max(0, -(low // d)) for d in odd]
+        self._largest = largest = max(high + lift * d for lift, d in zip(lifts, odd, strict=True))
+        self.shift = next(p for p in range(256) if all(largest * (-(2**p) % d) < 2**p for d in odd))
+        factors = [-(-(2**self.shift) // d) for d in odd]
         if self.shift > 62 or largest * max(factors) > 2**62:
             raise ValueError(
                 f"{k.name}: {numbers.low} to {numbers.high} is too wide to be divided by a product"
             )
         self._product = Range(0, largest * max(factors))
-        self._quotients = Range(
-            min(numbers.low // d for d in self.divisors), max(numbers.high // d for d in self.divisors)
-        )
+        self._quotients = Range(min(low // d for d in odd), max(high // d for d in odd))
         self._lifts = self._table("lift", lifts)
-        self._raised = self._table("raised", [lift * d for lift, d in zip(lifts, self.divisors, strict=True)])
+        self._raised = self._table("raised", [lift * d for lift, d in zip(lifts, odd, strict=True)])
         self._factors = self._table("factor", factors)
 
     def floor(self, number: Operand, index: Operand = 0) -> Expr:
         """floor(number / divisors[index])."""
         lift, raised = self._at(self._lifts, index), self._at(self._raised, index)
         found = expr(number)
+        if self.shared:
+            # More than 62 bits leave the sign alone, as 62 do.
+            found = found >> min(self.shared, 62)
         if isinstance(lift, Const) and lift.value == 0:
             return (found * self._at(self._factors, index)) >> self.shift
         # Intervals do not know which lift goes with which factor.
@@ -69,7 +75,6 @@ class Quotient:
         if rounding not in ("floor", "half-up", "half-even"):
             raise ValueError(f"no rounding {rounding!r}")
         self.k, self.rounding, self.doubled = k, rounding, rounding != "floor"
-        # Powers of two that all divisors share are shifted out of both sides.
         self.up = max(scale, 0) + int(self.doubled)
         scaled = [int(d) << (max(-scale, 0) + int(self.doubled)) for d in divisors]
         lift = [d >> 1 if self.doubled else 0 for d in scaled]

@@ -67,8 +67,10 @@ def average_pool(
     sums = Range(min(0, size * x.range.low), size * x.range.high)
     counts, table = [size], None
     if not count_pads:
-        each = [[window.inside(image, axis, p) for p in range(out[axis])] for axis in (0, 1)]
-        found = np.outer(*each)
+        high, wide = (
+            np.array([window.inside(image, axis, p) for p in range(out[axis])], np.int64) for axis in (0, 1)
+        )
+        found = high[:, None] * wide
         if not found.all():
             raise ValueError(f"{name}: a window lies in the border, and has no mean")
         counts = sorted({int(n) for n in found.ravel()})
