@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.conv import conv2d
-from lowerkit.targets.fpga.kernels.divide import Division
+from lowerkit.targets.fpga.kernels.divide import Division, Quotient
 from lowerkit.targets.fpga.kernels.pool import average_pool, global_average_pool, max_pool
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.kernels.window import Window
@@ -127,6 +127,28 @@ def check_means(got, sums, counts, x: Fixed, y: Fixed, rounding: str) -> None:
         for s, n in zip(sums.ravel(), counts.ravel(), strict=True)
     ]
     np.testing.assert_array_equal(got.ravel(), exact)
+
+
+@pytest.mark.parametrize("scale", [-70, -31, 0, 9, 40, 100])
+@pytest.mark.parametrize("rounding", ["floor", "half-up", "half-even"])
+def test_quotients_at_extreme_scales(scale: int, rounding: str) -> None:
+    numbers, out = Range(-(2**20), 2**20), Range(-100, 2000)
+    every = np.concatenate([np.arange(-4000, 4000), [numbers.low, numbers.high, 2**19, 2**19 + 1]])
+    for divisors in ([12], [9, 6, 4]):
+        k = Builder("f", "")
+        quotient = Quotient(k, "q", numbers, divisors, scale, rounding, out)
+        x, y = k.input("x", every.shape, numbers), k.output("y", (len(every), len(divisors)), out)
+        with k.loop("i", len(every)) as i, k.loop("j", len(divisors)) as j:
+            k.store(y, (i, j), quotient.of(x[i], j))
+        got = run(k.finish(), {"x": every[None]})["y"][0]
+        exact = [
+            [
+                min(max(exactly(Fraction(2) ** scale * int(n) / d, rounding), out.low), out.high)
+                for d in divisors
+            ]
+            for n in every
+        ]
+        np.testing.assert_array_equal(got, exact)
 
 
 @pytest.mark.parametrize("divisors", [[1], [3], [32], [24], [7, 64], [20, 12], [1000, 1, 6]])
