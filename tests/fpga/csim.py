@@ -65,32 +65,27 @@ def run(kernel: Kernel, inputs: Mapping[str, np.ndarray], folder: Path) -> dict[
 def _program(kernel: Kernel) -> str:
     """A main function that reads samples from stdin and writes the outputs, as int64 in order."""
     declared = "\n".join(f"static {cpp.declaration(a)};" for a in (*kernel.inputs, *kernel.outputs))
-    read = "\n".join(
-        f"        read(&{_first(a.shape, a.name)}, sizeof {a.name} / sizeof {_first(a.shape, a.name)});"
-        for a in kernel.inputs
-    )
-    write = "\n".join(
-        f"        write(&{_first(a.shape, a.name)}, sizeof {a.name} / sizeof {_first(a.shape, a.name)});"
-        for a in kernel.outputs
-    )
+    read = "\n".join(f"        read({a.name});" for a in kernel.inputs)
+    write = "\n".join(f"        write({a.name});" for a in kernel.outputs)
     arguments = ", ".join(a.name for a in (*kernel.inputs, *kernel.outputs))
     return f"""#include <cstdio>
 #include <ap_int.h>
 {cpp.HELPERS}
 {cpp.constants(kernel)}
 {cpp.function(kernel)}
-template <class T> void read(T* to, size_t count) {{
-    for (size_t i = 0; i < count; ++i) {{
-        long long number = 0;
-        if (std::fread(&number, sizeof number, 1, stdin) != 1) return;
-        to[i] = number;
-    }}
+template <class T> void read(T& to) {{
+    long long number = 0;
+    if (std::fread(&number, sizeof number, 1, stdin) == 1) to = number;
 }}
-template <class T> void write(const T* from, size_t count) {{
-    for (size_t i = 0; i < count; ++i) {{
-        long long number = from[i].to_int64();
-        std::fwrite(&number, sizeof number, 1, stdout);
-    }}
+template <class T, size_t N> void read(T (&to)[N]) {{
+    for (size_t i = 0; i < N; ++i) read(to[i]);
+}}
+template <class T> void write(const T& from) {{
+    long long number = from.to_int64();
+    std::fwrite(&number, sizeof number, 1, stdout);
+}}
+template <class T, size_t N> void write(const T (&from)[N]) {{
+    for (size_t i = 0; i < N; ++i) write(from[i]);
 }}
 {declared}
 int main() {{
@@ -104,7 +99,3 @@ int main() {{
     }}
 }}
 """
-
-
-def _first(shape: tuple[int, ...], name: str) -> str:
-    return name + "[0]" * len(shape)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.conv import conv2d
-from lowerkit.targets.fpga.kernels.divide import Division
+from lowerkit.targets.fpga.kernels.divide import Division, Quotient
 from lowerkit.targets.fpga.kernels.pool import average_pool, global_average_pool, max_pool
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.kernels.window import Window
@@ -129,7 +129,29 @@ def check_means(got, sums, counts, x: Fixed, y: Fixed, rounding: str) -> None:
     np.testing.assert_array_equal(got.ravel(), exact)
 
 
-@pytest.mark.parametrize("divisors", [[1], [3], [7, 64], [1000, 1, 6]])
+@pytest.mark.parametrize("scale", [-70, -31, 0, 9, 40, 100])
+@pytest.mark.parametrize("rounding", ["floor", "half-up", "half-even"])
+def test_quotients_at_extreme_scales(scale: int, rounding: str) -> None:
+    numbers, out = Range(-(2**20), 2**20), Range(-100, 2000)
+    every = np.concatenate([np.arange(-4000, 4000), [numbers.low, numbers.high, 2**19, 2**19 + 1]])
+    for divisors in ([12], [9, 6, 4]):
+        k = Builder("f", "")
+        quotient = Quotient(k, "q", numbers, divisors, scale, rounding, out)
+        x, y = k.input("x", every.shape, numbers), k.output("y", (len(every), len(divisors)), out)
+        with k.loop("i", len(every)) as i, k.loop("j", len(divisors)) as j:
+            k.store(y, (i, j), quotient.of(x[i], j))
+        got = run(k.finish(), {"x": every[None]})["y"][0]
+        exact = [
+            [
+                min(max(exactly(Fraction(2) ** scale * int(n) / d, rounding), out.low), out.high)
+                for d in divisors
+            ]
+            for n in every
+        ]
+        np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize("divisors", [[1], [3], [32], [24], [7, 64], [20, 12], [1000, 1, 6]])
 def test_division_is_exact_at_every_number(divisors: list[int]) -> None:
     numbers = Range(-2100, 3000)
     k = Builder("f", "")
@@ -140,6 +162,15 @@ def test_division_is_exact_at_every_number(divisors: list[int]) -> None:
     every = np.arange(-2100, 3001)
     got = run(k.finish(), {"x": every[None]})["y"][0]
     np.testing.assert_array_equal(got, every[:, None] // np.array(divisors))
+
+
+def test_means_of_large_images_fit() -> None:
+    x = Fixed(16, 8)
+    kernel, _ = global_average_pool("f", 1, (112, 112), x, x)
+    given_x = np.stack([np.full((1, 112, 112), x.range.low), np.full((1, 112, 112), x.range.high)])
+    given_x = np.concatenate([given_x, codes(np.random.default_rng(0), (1, 112, 112), x, batch=3)[2:]])
+    sums = given_x.sum((-2, -1))
+    check_means(run(kernel, {"x": given_x})["y"], sums, np.full(sums.shape, 112 * 112), x, x, "half-even")
 
 
 def test_what_cannot_be_divided_by_a_product_is_refused() -> None:

@@ -12,7 +12,7 @@ from lowerkit.targets.fpga.kernels.divide import Quotient
 from lowerkit.targets.fpga.kernels.narrow import narrow
 from lowerkit.targets.fpga.kernels.schedule import Built, built
 from lowerkit.targets.fpga.kernels.window import Window, read
-from lowerkit.targets.fpga.lang.expr import Array, Range, Var, clamp, maximum
+from lowerkit.targets.fpga.lang.expr import Array, Range, Var, maximum
 from lowerkit.targets.fpga.lang.program import Builder
 
 
@@ -67,21 +67,23 @@ def average_pool(
     sums = Range(min(0, size * x.range.low), size * x.range.high)
     counts, table = [size], None
     if not count_pads:
-        each = [[window.inside(image, axis, p) for p in range(out[axis])] for axis in (0, 1)]
-        found = np.outer(*each)
+        high, wide = (
+            np.array([window.inside(image, axis, p) for p in range(out[axis])], np.int64) for axis in (0, 1)
+        )
+        found = high[:, None] * wide
         if not found.all():
             raise ValueError(f"{name}: a window lies in the border, and has no mean")
         counts = sorted({int(n) for n in found.ravel()})
         if len(counts) > 1:
             table = k.constant(Array.constant(f"{name}_count", np.searchsorted(counts, found)))
-    quotient = Quotient(k, "mean", sums, counts, y.fraction - x.fraction, rounding)
+    quotient = Quotient(k, "mean", sums, counts, y.fraction - x.fraction, rounding, y.range)
     with _pixels(k, channels, out) as place:
         total = k.register("total", 0, sums)
         with k.loop("i", window.kernel[0], serial=True) as i, k.loop("j", window.kernel[1], serial=True) as j:
             rows, columns = window.at(0, place[1], i), window.at(1, place[2], j)
             k.update(total, total + read(source, (place[0],), rows, columns, 0))
         mean = quotient.of(total, 0 if table is None else table[place[1], place[2]])
-        k.store(target, place, clamp(k.let("mean", mean), y.range.low, y.range.high))
+        k.store(target, place, mean)
     return built(k.finish())
 
 
@@ -94,12 +96,12 @@ def global_average_pool(
     target = k.output("y", (channels,), y.range)
     size = image[0] * image[1]
     sums = Range(size * x.range.low, size * x.range.high)
-    quotient = Quotient(k, "mean", sums, [size], y.fraction - x.fraction, rounding)
+    quotient = Quotient(k, "mean", sums, [size], y.fraction - x.fraction, rounding, y.range)
     with k.loop("c", channels) as c:
         total = k.register("total", 0, sums)
         with k.loop("i", image[0], serial=True) as i, k.loop("j", image[1], serial=True, pipeline=True) as j:
             k.update(total, total + source[c, i, j])
-        k.store(target, c, clamp(k.let("mean", quotient.of(total)), y.range.low, y.range.high))
+        k.store(target, c, quotient.of(total))
     return built(k.finish(), channels)
 
 
