@@ -154,7 +154,7 @@ def _binary(context: Context, node: ir.Node) -> None:
     a, y = context.port(first), context.port(node.outputs[0])
     reads: list[ir.Value | None] = [first]
     if fixed[1] is not None:
-        array = fixed[1].astype(np.float64)
+        array = np.atleast_1d(fixed[1].astype(np.float64))
         form = Fixed.holding(
             min(float(array.min()), 0.0), max(float(array.max()), 1e-12), context.weight_width
         )

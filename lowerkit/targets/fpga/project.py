@@ -21,8 +21,8 @@ from lowerkit.errors import ToolError
 from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.lang import cpp
 
-#: Of the C-simulation; warnings are errors, but for the pragmas and labels of HLS tools, and for the types' own constructor, which
-#: g++ sees reading what it is about to set.
+#: Of the C-simulation; warnings are errors, but for the pragmas and labels of HLS tools, and for the types' own
+#: constructor, which g++ sees reading what it is about to set.
 FLAGS = "-std=c++14 -O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-label -Wno-uninitialized -Wno-maybe-uninitialized -isystem ap_types"
 
 

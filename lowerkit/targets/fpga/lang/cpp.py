@@ -77,8 +77,8 @@ def function(kernel: Kernel) -> str:
 
 def _table(array: Array) -> str:
     plain = ("" if array.range.signed else "unsigned ") + ("int" if array.range.bits <= 32 else "long long")
-    sizes = "".join(f"[{size}]" for size in array.shape)
-    return f"static const LK_TABLE({type_of(array.range)}, {plain}) {array.name}{sizes} = {_literal(array)};"
+    size = math.prod(array.shape)
+    return f"static const LK_TABLE({type_of(array.range)}, {plain}) {array.name}[{size}] = {_literal(array)};"
 
 
 def _literal(array: Array) -> str:
