@@ -51,10 +51,16 @@ class FpgaTarget(Target):
         chosen = ranges.formats_for(ranges.observed(model, samples), merged["width"])
         return {**merged, "formats": {**chosen, **merged["formats"]}}
 
+    def design(self, model: ir.Model, options: Mapping[str, Any]) -> Design:
+        """The design of a lowered graph, whose values all have formats among the options."""
+        merged = _checked(options)
+        context = Context(ranges.parsed(merged["formats"]), merged["weight_width"], merged["reuse"])
+        return design_of(model, context, CONVERTERS)
+
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Write the project to `hls/` and build its C-simulation."""
         merged = _checked(options)
-        design = _design(model, merged)
+        design = self.design(model, merged)
         project.write_project(
             design, directory / PROJECT, part=merged["part"], clock_ns=float(merged["clock_ns"])
         )
@@ -71,7 +77,7 @@ class FpgaTarget(Target):
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """A runner of the integer model, which the C-simulation equals, that returns the values in `taps` too."""
-        design = _design(model, _checked(options))
+        design = self.design(model, options)
         names = [p.value for p in design.outputs]
         names += [tap for tap in dict.fromkeys(taps) if tap in design.values and tap not in names]
 
@@ -79,11 +85,6 @@ class FpgaTarget(Target):
             return numbers_of(design, simulate(design, codes_of(design, inputs), names))
 
         return run
-
-
-def _design(model: ir.Model, options: Mapping[str, Any]) -> Design:
-    context = Context(ranges.parsed(options["formats"]), options["weight_width"], options["reuse"])
-    return design_of(model, context, CONVERTERS)
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
