@@ -8,7 +8,9 @@ Adding a method is adding a file to a folder of `lowerkit.passes`; `lowerkit.pas
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,11 @@ from lowerkit.graph.domain import DOMAIN, Function, add_function
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.weights import initializer
 from lowerkit.numerics.statistics import TensorStats
+
+#: What a rewritten node says of itself, in its metadata.
+METHOD, REPLACES = "lowerkit.method", "lowerkit.replaces"
+#: The method's options and the replaced node's attributes, as JSON.
+OPTIONS, ATTRIBUTES = "lowerkit.options", "lowerkit.attributes"
 
 
 class Contract(str, enum.Enum):
@@ -140,7 +147,12 @@ class Method(ABC):
             domain=DOMAIN,
             name=node.name,
             num_outputs=1,
-            metadata_props={"lowerkit.method": self.name, "lowerkit.replaces": node.op_type},
+            metadata_props={
+                METHOD: self.name,
+                REPLACES: node.op_type,
+                OPTIONS: json.dumps(dataclasses.asdict(self)),
+                ATTRIBUTES: json.dumps({a.name: a.value for a in node.attributes.values()}),
+            },
         )
         take_place(node, [new])
         return new

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from lowerkit import passes
 from lowerkit.errors import PlanError
 from lowerkit.graph.domain import CANONICAL, DOMAIN
 from lowerkit.numerics.statistics import TensorStats
-from lowerkit.passes.base import Method
+from lowerkit.passes.base import METHOD, OPTIONS, REPLACES, Method
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,6 +84,14 @@ def method_class(family: str, name: str) -> type[Method]:
 def make(family: str, name: str, options: Mapping[str, Any]) -> Method:
     """The method with `options`. Raises PlanError on an unknown or ill-typed option."""
     return _made(family, name, options, lambda cls: cls(**options))
+
+
+def method_of(node: ir.Node) -> Method | None:
+    """The method, with its options, that put a node of the lowered graph in its place; None for other nodes."""
+    name, family = node.metadata_props.get(METHOD), family_of(node.metadata_props.get(REPLACES, ""))
+    if name is None or family is None:
+        return None
+    return make(family, name, json.loads(node.metadata_props.get(OPTIONS, "{}")))
 
 
 def fit(

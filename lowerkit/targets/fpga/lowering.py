@@ -6,10 +6,12 @@ that is added to them.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +20,11 @@ from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
 from lowerkit.graph.fusions.algebra import constant
 from lowerkit.graph.shapes import static_shape
+from lowerkit.passes.base import ATTRIBUTES
 from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.formats import Fixed
-from lowerkit.targets.fpga.kernels.schedule import Built
+from lowerkit.targets.fpga.kernels.layout import reshape
+from lowerkit.targets.fpga.kernels.schedule import Built, least_reuse
 
 
 @dataclass
@@ -31,11 +35,13 @@ class Context:
         formats: of every value.
         weight_width: bits of weights; each column has its own fraction.
         reuse: by node name, how often each multiplier of a layer is used.
+        multipliers: how many a layer of which `reuse` says nothing may have.
     """
 
     formats: Mapping[str, Fixed]
     weight_width: int
     reuse: Mapping[str, int] = field(default_factory=dict)
+    multipliers: int = 64
     ports: dict[str, Port] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
@@ -57,6 +63,11 @@ class Context:
         text = re.sub(r"[^0-9A-Za-z]+", "_", node.name or node.op_type).strip("_").lower()
         return f"l{len(self.layers)}_{text}"
 
+    def reuse_of(self, node: ir.Node, products: int) -> int:
+        """How often each multiplier of a layer is used, of which an output position needs `products` products."""
+        given = self.reuse.get(node.name or "")
+        return least_reuse(products, self.multipliers) if given is None else given
+
     def add(self, node: ir.Node, built: Built, reads: list[ir.Value | None], write: ir.Value) -> None:
         """A layer of a node."""
         kernel, schedule = built
@@ -72,12 +83,13 @@ class Context:
         assert shape is not None
         self.ports[value.name or ""] = Port(value.name or "", shape, self.port(source).format)
 
-    def view(self, source: ir.Value | None, value: ir.Value) -> None:
-        """`value` has the codes, and so the format, of `source`."""
+    def view(self, source: ir.Value | None, value: ir.Value, exponent: int = 0) -> None:
+        """`value` has the codes of `source`, which stand for 2^exponent times the numbers."""
         port = self.port(source)
         shape = static_shape(value)
         assert shape is not None
-        self.ports[value.name or ""] = Port(value.name or "", shape, port.format)
+        form = replace(port.format, integer=port.format.integer + exponent)
+        self.ports[value.name or ""] = Port(value.name or "", shape, form)
         self.views[value.name or ""] = port.value
 
 
@@ -98,6 +110,8 @@ def design_of(model: ir.Model, context: Context, converters: Mapping[str, Conver
             converter(context, node)
         except ValueError as error:
             raise UnsupportedError(str(error), node=describe_node(node)) from None
+    for value in model.graph.outputs:
+        _stored(context, value)
     return Design(
         re.sub(r"[^0-9A-Za-z]+", "_", model.graph.name or "design").strip("_").lower() or "design",
         tuple(context.port(value) for value in model.graph.inputs),
@@ -106,6 +120,18 @@ def design_of(model: ir.Model, context: Context, converters: Mapping[str, Conver
         context.views,
         tuple(context.layers),
     )
+
+
+def _stored(context: Context, value: ir.Value) -> None:
+    """An output that is a view has codes of its own: they are copied."""
+    port, source = context.port(value), context.views.pop(value.name or "", None)
+    if source is not None:
+        name = f"l{len(context.layers)}_out"
+        shape = context.ports[source].shape
+        kernel, schedule = reshape(name, shape, port.shape, port.format)
+        context.layers.append(
+            Layer(name, value.name or "", "Identity", kernel, (source,), (port.value,), schedule)
+        )
 
 
 def numbers(node: ir.Node, index: int) -> np.ndarray:
@@ -117,6 +143,34 @@ def numbers(node: ir.Node, index: int) -> np.ndarray:
     return found.astype(np.float64)
 
 
+def pair(node: ir.Node, name: str, default: int) -> tuple[int, int]:
+    """An attribute of two numbers: height and width."""
+    first, second = node.attributes.get_ints(name, (default, default))
+    return int(first), int(second)
+
+
+def pads(node: ir.Node) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right)). Raises UnsupportedError for automatic padding."""
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise UnsupportedError("no kernel for automatic padding", node=describe_node(node))
+    top, left, bottom, right = (int(p) for p in node.attributes.get_ints("pads", (0, 0, 0, 0)))
+    return (top, bottom), (left, right)
+
+
+def replaced(node: ir.Node) -> dict[str, Any]:
+    """The attributes of the node whose place a method's operator took."""
+    found: dict[str, Any] = json.loads(node.metadata_props.get(ATTRIBUTES, "{}"))
+    return found
+
+
+def alone(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node of that operator which alone reads a value, or None."""
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != op_type:
+        return None
+    return uses[0].node
+
+
 def column_formats(weights: np.ndarray, width: int) -> list[Fixed]:
     """For each column of [inner, columns] the format of `width` bits that holds it with the most fraction bits."""
     return [Fixed.holding(min(float(c.min()), -1e-12), max(float(c.max()), 1e-12), width) for c in weights.T]
@@ -124,12 +178,10 @@ def column_formats(weights: np.ndarray, width: int) -> list[Fixed]:
 
 def added_constant(node: ir.Node, columns: int) -> tuple[ir.Node, np.ndarray] | None:
     """The Add of a constant for each column that alone reads a node, and the constant."""
-    output = node.outputs[0]
-    uses = list(output.uses())
-    if output.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+    add = alone(node.outputs[0], "Add")
+    if add is None:
         return None
-    add = uses[0].node
-    other = constant(add.inputs[1 - uses[0].idx]) if add.inputs[1 - uses[0].idx] is not None else None
+    other = next((constant(v) for v in add.inputs if v is not None and v is not node.outputs[0]), None)
     if other is None or other.size not in (1, columns) or other.size != math.prod(other.shape[-1:] or (1,)):
         return None
     return add, np.broadcast_to(other.astype(np.float64).reshape(-1), (columns,))

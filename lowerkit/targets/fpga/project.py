@@ -23,7 +23,10 @@ from lowerkit.targets.fpga.lang import cpp
 
 #: Of the C-simulation; warnings are errors, but for the pragmas and labels of HLS tools, and for the types' own
 #: constructor, which g++ sees reading what it is about to set.
-FLAGS = "-std=c++14 -O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-label -Wno-uninitialized -Wno-maybe-uninitialized -isystem ap_types"
+FLAGS = (
+    "-std=c++14 -O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-label -Wno-uninitialized "
+    "-Wno-maybe-uninitialized -isystem ap_types"
+)
 
 
 def write_project(design: Design, directory: Path, *, part: str, clock_ns: float) -> None:

@@ -35,7 +35,9 @@ class FpgaTarget(Target):
         "weight_width": 16,
         "clock_ns": 5,
         "part": "xczu9eg-ffvb1156-2-e",
+        "noise": 0.0,
         "formats": {},
+        "multipliers": 64,
         "reuse": {},
     }
 
@@ -48,13 +50,16 @@ class FpgaTarget(Target):
     ) -> dict[str, Any]:
         """The options, with a format for every value that has none, from its range on the samples."""
         merged = _checked(options)
-        chosen = ranges.formats_for(ranges.observed(model, samples), merged["width"])
+        seen = ranges.observed(model, samples)
+        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
         return {**merged, "formats": {**chosen, **merged["formats"]}}
 
     def design(self, model: ir.Model, options: Mapping[str, Any]) -> Design:
         """The design of a lowered graph, whose values all have formats among the options."""
         merged = _checked(options)
-        context = Context(ranges.parsed(merged["formats"]), merged["weight_width"], merged["reuse"])
+        context = Context(
+            ranges.parsed(merged["formats"]), merged["weight_width"], merged["reuse"], merged["multipliers"]
+        )
         return design_of(model, context, CONVERTERS)
 
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
@@ -97,6 +102,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 32:
             raise PlanError(f"option {key} must be a number of bits from 4 to 32, not {value!r}")
+    noise, most = merged["noise"], merged["multipliers"]
+    if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < 1:
+        raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise PlanError(f"option multipliers must be a positive number, not {most!r}")
     return merged
 
 

@@ -29,8 +29,8 @@ class Division:
     For 0 <= t < 2^N and a divisor d, let m = ceil(2^p / d) and e = m d - 2^p. Then t m / 2^p = t / d + t e / (d 2^p),
     which has the floor of t / d where t e < 2^p (Granlund and Montgomery, 1994), as t / d lies 1 / d or more below the
     next whole number. p is the least that meets this for the largest t and every divisor. Powers of two that all
-    divisors share are shifted out before, which leaves a narrower product: t / (2^s d) and floor(t / 2^s) / d have the same floor.
-    Negative numbers are lifted by a multiple of the divisor.
+    divisors share are shifted out before, which leaves a narrower product: t / (2^s d) and floor(t / 2^s) / d have the
+    same floor. Negative numbers are lifted by a multiple of the divisor.
     """
 
     def __init__(self, k: Builder, name: str, numbers: Range, divisors: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from lowerkit.targets.fpga.kernels.divide import Division
 from lowerkit.targets.fpga.kernels.lanes import elements
 from lowerkit.targets.fpga.kernels.narrow import narrow
 from lowerkit.targets.fpga.kernels.schedule import Built, built
-from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Range
+from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Range, clamp
 from lowerkit.targets.fpga.lang.program import Builder
 
 Shape = Sequence[int]
@@ -57,14 +57,19 @@ def reshape(name: str, shape: Shape, out: Shape, x: Fixed) -> Built:
     return built(k.finish())
 
 
-def embedding(name: str, count: int, table: np.ndarray, y: Fixed, *, lanes: int = 1) -> Built:
-    """y[i] = table[ids[i]]; ids [count] are row numbers, the table is of codes [rows, width], y [count, width]."""
+def embedding(
+    name: str, ids: Sequence[int], table: np.ndarray, x: Range, y: Fixed, *, lanes: int = 1
+) -> Built:
+    """y[i] = table[x[i]], the table of codes [rows, width]; x [*ids] are row numbers, y is [*ids, width].
+
+    A number past the table reads its last row.
+    """
     k = Builder(name, f"Rows of a table of {table.shape[0]} x {table.shape[1]}, {y}")
-    ids = k.input("ids", (count,), Range(0, table.shape[0] - 1))
-    target = k.output("y", (count, table.shape[1]), y.range)
+    source, target = k.input("ids", ids, x), k.output("y", (*ids, table.shape[1]), y.range)
     rows = k.constant(Array.constant(f"{name}_table", table))
-    with elements(k, (count, table.shape[1]), lanes) as (i, j):
-        k.store(target, (i, j), rows[ids[i], j])
+    with elements(k, (*ids, table.shape[1]), lanes) as (*place, j):
+        row = clamp(source[tuple(place)], 0, len(table) - 1)
+        k.store(target, (*place, j), rows[row, j])
     return built(k.finish())
 
 

@@ -34,6 +34,11 @@ def built(kernel: Kernel, positions: int | None = None) -> Built:
     return kernel, Schedule(multipliers, cycles, -(-cycles // positions) if positions else 1)
 
 
+def least_reuse(products: int, multipliers: int) -> int:
+    """The least reuse factor that divides `products` and needs at most that many multipliers."""
+    return next(r for r in range(-(-products // multipliers), products + 1) if products % r == 0)
+
+
 def split(reuse: int, sizes: Sequence[int]) -> tuple[int, ...]:
     """`reuse` as a product of one divisor of each size, the first ones large. Raises ValueError if there is none."""
     if reuse < 1:

@@ -1,0 +1,129 @@
+"""Products: with constants, which take in the constant added to them, and of two activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.errors import UnsupportedError
+from lowerkit.graph.domain import describe_node
+from lowerkit.graph.fusions.algebra import constant
+from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.kernels import linear as products
+from lowerkit.targets.fpga.kernels.conv import conv2d
+from lowerkit.targets.fpga.lowering import (
+    Context,
+    Converter,
+    added_constant,
+    column_formats,
+    numbers,
+    pads,
+    pair,
+)
+
+
+def _gemm(context: Context, node: ir.Node) -> None:
+    """alpha x W + beta c: alpha and beta go into the constants."""
+    if node.attributes.get_int("transA", 0):
+        raise UnsupportedError("no kernel for a transposed left operand", node=describe_node(node))
+    weights = numbers(node, 1) * node.attributes.get_float("alpha", 1.0)
+    weights = weights.T if node.attributes.get_int("transB", 0) else weights
+    bias = None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = numbers(node, 2) * node.attributes.get_float("beta", 1.0)
+        if bias.size not in (1, weights.shape[1]):
+            raise UnsupportedError("no kernel for a bias for each row", node=describe_node(node))
+        bias = np.broadcast_to(bias.reshape(-1), (weights.shape[1],))
+    _linear(context, node, weights, bias, node.outputs[0])
+
+
+def _matmul(context: Context, node: ir.Node) -> None:
+    """By a constant, or of two activations."""
+    second = constant(node.inputs[1]) if node.inputs[1] is not None else None
+    if second is None:
+        _activations(context, node)
+        return
+    if second.ndim != 2:
+        raise UnsupportedError(f"no kernel for a constant of {second.ndim} axes", node=describe_node(node))
+    added = added_constant(node, second.shape[1])
+    last = added[0] if added else node
+    context.done.add(last)
+    _linear(context, node, second.astype(np.float64), added[1] if added else None, last.outputs[0])
+
+
+def _activations(context: Context, node: ir.Node) -> None:
+    a, b, y = (context.port(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    if len(a.shape) < 2 or a.shape[:-2] != b.shape[:-2]:
+        raise UnsupportedError(
+            f"no kernel for a product of {a.shape} and {b.shape}", node=describe_node(node)
+        )
+    made = products.matmul(
+        context.name(node),
+        a.shape[:-2],
+        (a.shape[-2], a.shape[-1], b.shape[-1]),
+        a.format,
+        b.format,
+        y.format,
+        reuse=context.reuse_of(node, a.shape[-1] * b.shape[-1]),
+    )
+    context.add(node, made, [node.inputs[0], node.inputs[1]], node.outputs[0])
+
+
+def _linear(
+    context: Context, node: ir.Node, weights: np.ndarray, bias: np.ndarray | None, output: ir.Value
+) -> None:
+    """The constants as codes: weights of a format for each column, the bias at the accumulator's precision."""
+    x, y = context.port(node.inputs[0]), context.port(output)
+    formats = column_formats(weights, context.weight_width)
+    codes = np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
+    made = products.linear(
+        context.name(node),
+        x.shape[:-1],
+        codes,
+        x.format,
+        formats,
+        y.format,
+        bias=_bias(bias, x.format, formats),
+        reuse=context.reuse_of(node, weights.size),
+    )
+    context.add(node, made, [node.inputs[0]], output)
+
+
+def _conv(context: Context, node: ir.Node) -> None:
+    """Of one image: a leading batch of 1."""
+    x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
+    if len(x.shape) != 4 or x.shape[0] != 1:
+        raise UnsupportedError(f"no kernel for a convolution of {x.shape}", node=describe_node(node))
+    weights = numbers(node, 1)
+    formats = column_formats(weights.reshape(len(weights), -1).T, context.weight_width)
+    codes = np.stack([f.quantise(each) for f, each in zip(formats, weights, strict=True)])
+    bias = numbers(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    made = conv2d(
+        context.name(node),
+        (x.shape[2], x.shape[3]),
+        codes,
+        x.format,
+        formats,
+        y.format,
+        stride=pair(node, "strides", 1),
+        pads=pads(node),
+        dilation=pair(node, "dilations", 1),
+        groups=node.attributes.get_int("group", 1),
+        bias=_bias(bias, x.format, formats),
+        reuse=context.reuse_of(node, math.prod(weights.shape)),
+    )
+    context.add(node, made, [node.inputs[0]], node.outputs[0])
+
+
+def _bias(bias: np.ndarray | None, x: Fixed, formats: list[Fixed]) -> np.ndarray | None:
+    """Whole numbers of as many fraction bits as the products have."""
+    if bias is None:
+        return None
+    whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
+    return whole.astype(np.int64)
+
+
+CONVERTERS: Mapping[str, Converter] = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

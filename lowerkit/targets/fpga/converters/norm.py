@@ -1,0 +1,45 @@
+"""Normalisation over the last axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.errors import UnsupportedError
+from lowerkit.graph.domain import describe_node
+from lowerkit.targets.fpga.kernels.norm import normalise
+from lowerkit.targets.fpga.kernels.schedule import built
+from lowerkit.targets.fpga.lowering import Context, Converter, numbers
+
+
+def _norm(context: Context, node: ir.Node) -> None:
+    x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
+    axis = node.attributes.get_int("axis", -1)
+    if axis not in (-1, len(x.shape) - 1):
+        raise UnsupportedError(f"no kernel for a normalisation from axis {axis} on", node=describe_node(node))
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        raise UnsupportedError("no kernel for a row's mean and deviation", node=describe_node(node))
+    rms = node.op_type == "RMSNormalization"
+    with_beta = not rms and len(node.inputs) > 2 and node.inputs[2] is not None
+    made = normalise(
+        context.name(node),
+        x.shape,
+        x.format,
+        y.format,
+        gamma=np.broadcast_to(numbers(node, 1).reshape(-1), x.shape[-1:]),
+        beta=np.broadcast_to(numbers(node, 2).reshape(-1), x.shape[-1:]) if with_beta else None,
+        rms=rms,
+        epsilon=node.attributes.get_float("epsilon", 1e-5),
+        parameters=max(context.weight_width, PARAMETERS),
+    )
+    rows = math.prod(x.shape[:-1])
+    context.add(node, built(made.kernel, rows), [node.inputs[0]], node.outputs[0])
+
+
+#: Gamma and beta are few: narrower than this saves nothing.
+PARAMETERS = 12
+
+CONVERTERS: Mapping[str, Converter] = {"LayerNormalization": _norm, "RMSNormalization": _norm}
