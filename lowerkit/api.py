@@ -15,7 +15,7 @@ import onnx_ir as ir
 from lowerkit import artifact as artifact_files
 from lowerkit import pipeline
 from lowerkit.artifact import Artifact
-from lowerkit.errors import LowerkitWarning, PlanError, UnsupportedError
+from lowerkit.errors import ArtifactError, LowerkitWarning, PlanError, UnsupportedError
 from lowerkit.graph.expand import expand
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
@@ -185,7 +185,8 @@ def validate(
         layers: measure each layer too, which compiles a probe with the target's compiler.
 
     Raises:
-        LowerkitError: the artifact or the data cannot be used.
+        LowerkitError: the artifact or the data cannot be used, or the artifact is not what it has to be bit for
+            bit (the report is written before).
     """
     artifact = _artifact(artifact)
     target = get_target(artifact.target)
@@ -199,10 +200,12 @@ def validate(
         canonical=pipeline.canonical_graph(original, target, Stages(), artifact.plan) if layers else None,
         labels=read_labels(labels) if labels is not None else None,
         probe=_probe(target, lowered, artifact.plan) if layers else None,
+        oracle=_oracle(target, lowered, artifact.plan),
         layers=layers,
         progress=progress,
     )
     write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    _refuse_inexact(validation)
     return validation
 
 
@@ -224,7 +227,9 @@ def _self_check(
         planned=artifact.plan,
         canonical=canonical,
         synthetic=synthetic,
+        oracle=_oracle(target, lowered, artifact.plan),
     )
+    _refuse_inexact(validation)
     for output in validation.outputs:
         error = output.error.arithmetic
         assert error is not None
@@ -291,6 +296,19 @@ def _first_wrong(
 
 def _probe(target: Target, lowered: ir.Model, plan: Plan) -> Callable[[Sequence[str]], Runner]:
     return lambda taps: target.probe(lowered.clone(), plan.options, taps)
+
+
+def _oracle(target: Target, lowered: ir.Model, plan: Plan) -> Runner | None:
+    """What the artifact has to compute, bit for bit, where the target knows."""
+    return target.probe(lowered.clone(), plan.options, []) if target.exact_probe else None
+
+
+def _refuse_inexact(validation: Validation) -> None:
+    if validation.inexact:
+        raise ArtifactError(
+            f"the artifact differs from its exact model in {validation.inexact} of {validation.samples} samples",
+            hint="compile it again; if that does not help, this is a fault of the target",
+        )
 
 
 def _with_options(plan: Plan, target: Target, options: Mapping[str, Any] | None) -> Plan:

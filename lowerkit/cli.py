@@ -20,6 +20,11 @@ from rich.progress import Progress as ProgressBar
 from lowerkit import __version__, tables
 from lowerkit.errors import DataError, LowerkitError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 app = typer.Typer(
     name="lowerkit",
     no_args_is_help=True,
@@ -274,10 +279,18 @@ def _options(threads: int | None, flags: list[str] | None) -> dict[str, Any]:
         key, equals, value = flag.partition("=")
         if not key or not equals:
             raise DataError(f"--option {flag} is not of the form KEY=VALUE")
-        options[key] = int(value) if value.lstrip("-").isdigit() else value
+        options[key] = _value(value)
     if threads is not None:
         options["threads"] = threads
     return options
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a word needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _show(as_json: bool, value: Any, table: Any) -> None:

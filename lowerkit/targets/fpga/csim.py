@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lowerkit.errors import ArtifactError, ToolError
-from lowerkit.targets.fpga.design import Port
+from lowerkit.targets.fpga.design import Port, decoded
 from lowerkit.targets.fpga.formats import Fixed
 
 PROGRAM = "testbench"
@@ -48,10 +48,10 @@ class CsimRunner:
         """The outputs of one sample or more, float32."""
         codes = {p.value: p.format.quantise(inputs[p.value]) for p in self.inputs}
         found = self.codes(codes)
-        return {p.value: p.format.dequantise(found[p.value]).astype(np.float32) for p in self.outputs}
+        return {p.value: decoded(p, found[p.value]) for p in self.outputs}
 
     def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs' codes, int64, for the inputs' codes. Raises ArtifactError where the program fails."""
+        """The outputs' codes, int64 [samples, *shape], for the inputs' codes. Raises ArtifactError where the program fails."""
         rows = np.concatenate([codes[p.value].reshape(-1, p.size) for p in self.inputs], axis=1).astype("<i8")
         sizes = [p.size for p in self.outputs]
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
@@ -70,8 +70,7 @@ class CsimRunner:
         if results.size != len(rows) * sum(sizes):
             raise ArtifactError(f"the C-simulation wrote {results.size} codes, not {len(rows) * sum(sizes)}")
         parts = np.split(results.reshape(len(rows), -1), np.cumsum(sizes)[:-1], axis=1)
-        # A leading axis of 1, the graph's batch, becomes that of the samples.
         return {
-            p.value: part.reshape(-1, *(p.shape[1:] if p.shape[:1] == (1,) else p.shape)).astype(np.int64)
+            p.value: part.reshape(-1, *p.shape).astype(np.int64)
             for p, part in zip(self.outputs, parts, strict=True)
         }

@@ -109,5 +109,13 @@ def simulate(
 
 
 def numbers_of(design: Design, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What codes stand for, float32."""
-    return {name: design.values[name].format.dequantise(k).astype(np.float32) for name, k in codes.items()}
+    """What codes stand for, float32, in the graph's shapes."""
+    return {name: decoded(design.values[name], k) for name, k in codes.items()}
+
+
+def decoded(port: Port, codes: np.ndarray) -> np.ndarray:
+    """The numbers of a port, float32: of one sample in the graph's shape, of more along its leading axis of 1."""
+    numbers = port.format.dequantise(codes).astype(np.float32)
+    if len(numbers) == 1:
+        return numbers.reshape(port.shape)
+    return numbers.reshape(-1, *(port.shape[1:] if port.shape[:1] == (1,) else port.shape))

@@ -30,6 +30,7 @@ class FpgaTarget(Target):
     native = frozenset({"FixedSoftmax", "TableGelu"})
     #: The lowered graph is in float32; what fixed point costs is for the report, not for a refusal.
     tolerance = 1.0
+    exact_probe = True
     options: ClassVar[Mapping[str, Any]] = {
         "width": 16,
         "weight_width": 16,
