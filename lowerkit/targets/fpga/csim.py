@@ -51,7 +51,7 @@ class CsimRunner:
         return {p.value: decoded(p, found[p.value]) for p in self.outputs}
 
     def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs' codes, int64 [samples, *shape], for the inputs' codes. Raises ArtifactError where the program fails."""
+        """Codes of the outputs, int64 [samples, *shape], for those of the inputs. Raises ArtifactError."""
         rows = np.concatenate([codes[p.value].reshape(-1, p.size) for p in self.inputs], axis=1).astype("<i8")
         sizes = [p.size for p in self.outputs]
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:

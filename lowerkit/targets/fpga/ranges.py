@@ -81,6 +81,7 @@ def formats_for(
     """
     weights = {output.name for node in model.graph if _is_softmax(node) for output in node.outputs}
     whole = _whole(model)
+    depths = _depths(model, ranges)
     found = {}
     for name, seen in ranges.items():
         if name in whole:
@@ -91,7 +92,7 @@ def formats_for(
         else:
             low, high = seen.low * MARGIN, max(seen.high * MARGIN, 2.0**-40)
             if seen.masked:
-                low -= BELOW
+                low -= max(BELOW, depths.get(name, 0.0))
             found[name] = str(_within(low, high, seen.rms, width, noise))
     return found
 
@@ -104,6 +105,19 @@ def _within(low: float, high: float, rms: float, width: int, noise: float | None
             if chosen.step / math.sqrt(12) <= noise * rms:
                 return chosen
     return Fixed.holding(low, high, width)
+
+
+def _depths(model: ir.Model, ranges: Mapping[str, Observed]) -> dict[str, float]:
+    """How far below 0 masks have to reach: added to the greatest logit, they have to be below the least."""
+    found = {}
+    for node in model.graph:
+        names = [value.name or "" for value in node.inputs if value is not None]
+        if node.op_type != "Add" or not all(name in ranges for name in names):
+            continue
+        for mask, logits in (names, names[::-1]):
+            if ranges[mask].masked and not ranges[logits].masked:
+                found[mask] = (ranges[logits].high - ranges[logits].low) * MARGIN + BELOW
+    return found
 
 
 def _is_softmax(node: ir.Node) -> bool:

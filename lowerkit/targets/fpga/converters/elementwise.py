@@ -52,6 +52,10 @@ def _shifted(context: Context, source: ir.Value | None, node: ir.Node, factor: f
 
 def _constant(context: Context, node: ir.Node, first: ir.Value | None, array: np.ndarray) -> None:
     a, y, name = context.port(first), context.port(node.outputs[0]), context.name(node)
+    if node.op_type in ("Add", "Sub"):
+        # What takes every activation past the output's ends, a mask's -inf among them, need not be larger.
+        most = max(y.format.high, -y.format.low) + max(a.format.high, -a.format.low) + 1.0
+        array = np.clip(array, -most, most)
     if not np.isfinite(array).all():
         raise UnsupportedError("a constant has numbers that are not finite", node=describe_node(node))
     low, high = min(float(array.min()), 0.0), max(float(array.max()), 0.0)
