@@ -96,8 +96,16 @@ class Context:
 Converter = Callable[[Context, ir.Node], None]
 
 
-def design_of(model: ir.Model, context: Context, converters: Mapping[str, Converter]) -> Design:
+#: Chooses the formats of what a node writes, before its layers are made.
+Chooser = Callable[[Context, ir.Node, Converter], Mapping[str, Fixed]]
+
+
+def design_of(
+    model: ir.Model, context: Context, converters: Mapping[str, Converter], choose: Chooser | None = None
+) -> Design:
     """The design of a lowered graph. Raises UnsupportedError, which names the node, for what has no converter."""
+    for value in model.graph.inputs:
+        context.port(value)
     for node in model.graph:
         if node in context.done:
             continue
@@ -107,6 +115,8 @@ def design_of(model: ir.Model, context: Context, converters: Mapping[str, Conver
                 f"the fpga target has no kernel for {node.op_type}", node=describe_node(node)
             )
         try:
+            if choose is not None:
+                context.formats = {**context.formats, **choose(context, node, converter)}
             converter(context, node)
         except ValueError as error:
             raise UnsupportedError(str(error), node=describe_node(node)) from None

@@ -1,0 +1,87 @@
+"""Formats that no number can overflow: the range of what a layer stores, proven by intervals from its inputs' formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from lowerkit.errors import UnsupportedError
+from lowerkit.graph.domain import describe_node
+from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.lang.expr import Array, Range
+from lowerkit.targets.fpga.lang.program import For, Kernel, Statement, Store
+from lowerkit.targets.fpga.lowering import Context, Converter
+
+#: Bits that a trial's output has above the calibrated ones.
+ROOM = 14
+
+
+def prove(context: Context, node: ir.Node, converter: Converter) -> dict[str, Fixed]:
+    """Formats for what a node's layers write, of the calibrated widths, that hold all that they can compute.
+
+    The layers are built with outputs wide enough that nothing saturates, and the ranges of the expressions that they
+    store are read off. Raises UnsupportedError where even the wide outputs may saturate.
+    """
+    trial = replace(
+        context,
+        formats=_Wide(context.formats),
+        ports=dict(context.ports),
+        views=dict(context.views),
+        layers=list(context.layers),
+        done=set(context.done),
+    )
+    converter(trial, node)
+    found = {}
+    for layer in trial.layers[len(context.layers) :]:
+        for array, name in zip(layer.kernel.outputs, layer.writes, strict=True):
+            wide = trial.ports[name].format
+            if wide != trial.formats[name]:
+                continue  # codes that are moved keep their format
+            stored = stored_range(layer.kernel, array)
+            if stored.low <= wide.range.low < 0 or stored.high >= wide.range.high:
+                raise UnsupportedError(
+                    f"nothing proves a range for '{name}': it may pass {wide.low:g} to {wide.high:g}",
+                    node=describe_node(node),
+                    hint="choose overflow = 'saturate'",
+                )
+            width = context.formats[name].width
+            found[name] = Fixed.holding(
+                min(stored.low * wide.step, 0.0), max(stored.high * wide.step, 2.0**-40), width
+            )
+    return found
+
+
+def stored_range(kernel: Kernel, array: Array) -> Range:
+    """The least range that intervals prove for what a kernel stores in an array."""
+    ranges = [store.value.range for store in _stores(kernel.body) if store.array is array]
+    found = ranges[0]
+    for each in ranges[1:]:
+        found = found.union(each)
+    return found
+
+
+def _stores(body: Iterable[Statement]) -> Iterator[Store]:
+    for statement in body:
+        if isinstance(statement, For):
+            yield from _stores(statement.body)
+        elif isinstance(statement, Store):
+            yield statement
+
+
+class _Wide(Mapping[str, Fixed]):
+    """Formats with `ROOM` more bits before the point."""
+
+    def __init__(self, formats: Mapping[str, Fixed]) -> None:
+        self.formats = formats
+
+    def __getitem__(self, name: str) -> Fixed:
+        own = self.formats[name]
+        return replace(own, width=own.width + ROOM, integer=own.integer + ROOM)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.formats)
+
+    def __len__(self) -> int:
+        return len(self.formats)
