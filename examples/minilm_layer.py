@@ -61,16 +61,20 @@ def data() -> dict[str, np.ndarray]:
     return {"hidden": hidden, "mask": mask}
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
+def write(folder: Path) -> None:
+    """`layer.onnx`, `calibration.npz` and `test.npz`."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(layer(), folder / "layer.onnx")
     arrays = data()
     write_arrays(folder / "calibration.npz", {k: v[:CALIBRATION] for k, v in arrays.items()})
     write_arrays(folder / "test.npz", {k: v[CALIBRATION:] for k, v in arrays.items()})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ def plan(
     made = default_plan(canonical, chosen, observed, methods, options)
     apply_plan(canonical, made)
     expand(canonical, chosen.expands)
-    return dataclasses.replace(made, options=chosen.complete(canonical, samples, made.options))
+    return dataclasses.replace(
+        made, options=chosen.complete(canonical, samples, made.options, synthetic=synthetic)
+    )
 
 
 def compile(
@@ -125,7 +127,9 @@ def compile(
         lowered = canonical.clone()
         apply_plan(lowered, plan)
         expand(lowered, chosen.expands)  # what the plan names and keeps
-        plan = dataclasses.replace(plan, options=chosen.complete(lowered, samples, plan.options))
+        plan = dataclasses.replace(
+            plan, options=chosen.complete(lowered, samples, plan.options, synthetic=synthetic)
+        )
         stages.dump("lowered", lowered)
         pipeline.check_target(lowered, chosen, lowered=True)
         stages.start("emit")

@@ -49,9 +49,17 @@ class Target(ABC):
         """Why the target cannot run `node` of a canonical or lowered graph, or None."""
 
     def complete(
-        self, model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
     ) -> dict[str, Any]:
-        """The options, with what they leave open chosen for the lowered `model` from calibration samples."""
+        """The options, with what they leave open chosen for the lowered `model` from calibration samples.
+
+        Samples that are `synthetic` were made up: they refute nothing that the options say.
+        """
         return dict(options)
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Formats that no number can overflow: the range of what a layer stores, proven by intervals from its inputs' formats."""
+"""Formats that no number can overflow: ranges of what layers store, proven by intervals from their inputs' formats."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from lowerkit.targets.fpga.lowering import Context, Converter
 ROOM = 14
 
 
-def prove(context: Context, node: ir.Node, converter: Converter) -> dict[str, Fixed]:
+def prove(
+    context: Context, node: ir.Node, converter: Converter, given: frozenset[str] = frozenset()
+) -> dict[str, Fixed]:
     """Formats for what a node's layers write, of the calibrated widths, that hold all that they can compute.
+
+    Those of values in `given` are proven to suffice, and stay.
 
     The layers are built with outputs wide enough that nothing saturates, and the ranges of the expressions that they
     store are read off. Raises UnsupportedError where even the wide outputs may saturate.
@@ -46,7 +50,17 @@ def prove(context: Context, node: ir.Node, converter: Converter) -> dict[str, Fi
                     node=describe_node(node),
                     hint="choose overflow = 'saturate'",
                 )
-            width = context.formats[name].width
+            own = context.formats[name]
+            if name in given:
+                if stored.low < own.range.low or stored.high > own.range.high:
+                    raise UnsupportedError(
+                        f"'{name}' may take {stored.low * own.step:g} to {stored.high * own.step:g}, which "
+                        f"{own} does not hold",
+                        node=describe_node(node),
+                        hint="choose overflow = 'saturate', or a wider format",
+                    )
+                continue
+            width = own.width
             found[name] = Fixed.holding(
                 min(stored.low * wide.step, 0.0), max(stored.high * wide.step, 2.0**-40), width
             )

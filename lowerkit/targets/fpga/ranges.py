@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.errors import UnsupportedError
+from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.graph.fusions.algebra import constant
 from lowerkit.passes import registry
 from lowerkit.passes.base import REPLACES
@@ -134,6 +134,20 @@ def _whole(model: ir.Model) -> dict[str, int]:
         if ids is not None and table is not None:
             found[ids.name or ""] = len(table) - 1
     return found
+
+
+def check_given(formats: Mapping[str, Fixed], ranges: Mapping[str, Observed]) -> None:
+    """Raises PlanError for a format that does not hold its value's calibrated range, or has no value."""
+    for name, form in formats.items():
+        if name not in ranges:
+            raise PlanError(f"option formats speaks of value '{name}', which the lowered graph has not")
+        seen = ranges[name]
+        if seen.low < form.low - form.step or seen.high > form.high + form.step:
+            raise PlanError(
+                f"{form} holds {form.low:g} to {form.high:g}, and value '{name}' takes {seen.low:g} to "
+                f"{seen.high:g} on the calibration data",
+                hint="give it more integer bits, or let it saturate with overflow = 'saturate'",
+            )
 
 
 def parsed(formats: Mapping[str, str]) -> dict[str, Fixed]:

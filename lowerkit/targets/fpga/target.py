@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,12 @@ from lowerkit.targets.base import Runner, Target
 from lowerkit.targets.fpga import csim, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
-from lowerkit.targets.fpga.lowering import Context, design_of
+from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
+from lowerkit.targets.fpga.proven import prove
 
+#: What becomes of numbers beyond a format: `calibrated` formats hold what calibration saw, and saturate beyond;
+#: with `saturate`, formats that are given may hold less; `never` proves that no number passes its format.
+OVERFLOW = ("calibrated", "saturate", "never")
 PROJECT, DESCRIPTION = "hls", "fpga.json"
 
 
@@ -37,6 +42,7 @@ class FpgaTarget(Target):
         "clock_ns": 5,
         "part": "xczu9eg-ffvb1156-2-e",
         "noise": 0.0,
+        "overflow": "calibrated",
         "formats": {},
         "multipliers": 64,
         "reuse": {},
@@ -47,21 +53,35 @@ class FpgaTarget(Target):
         return None if node.op_type in CONVERTERS else f"there is no kernel for {node.op_type}"
 
     def complete(
-        self, model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
     ) -> dict[str, Any]:
-        """The options, with a format for every value that has none, from its range on the samples."""
-        merged = _checked(options)
-        seen = ranges.observed(model, samples)
-        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
-        return {**merged, "formats": {**chosen, **merged["formats"]}}
+        """The options, with a format for every value that has none, from its range on the samples.
 
-    def design(self, model: ir.Model, options: Mapping[str, Any]) -> Design:
+        Raises PlanError for a given format that does not hold its value's calibrated range, unless it may saturate.
+        """
+        merged = _checked(options)
+        seen, given = ranges.observed(model, samples), merged["formats"]
+        if not synthetic and merged["overflow"] != "saturate":
+            ranges.check_given(ranges.parsed(given), seen)
+        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
+        completed = {**merged, "formats": {**chosen, **given}}
+        if merged["overflow"] == "never":
+            proven = self.design(model, completed, partial(prove, given=frozenset(given)))
+            completed["formats"] |= {n: str(p.format) for n, p in proven.values.items() if n in chosen}
+        return completed
+
+    def design(self, model: ir.Model, options: Mapping[str, Any], choose: Chooser | None = None) -> Design:
         """The design of a lowered graph, whose values all have formats among the options."""
         merged = _checked(options)
         context = Context(
             ranges.parsed(merged["formats"]), merged["weight_width"], merged["reuse"], merged["multipliers"]
         )
-        return design_of(model, context, CONVERTERS)
+        return design_of(model, context, CONVERTERS, choose)
 
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Write the project to `hls/` and build its C-simulation."""
@@ -106,6 +126,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     noise, most = merged["noise"], merged["multipliers"]
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < 1:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
+    if merged["overflow"] not in OVERFLOW:
+        raise PlanError(f"option overflow must be one of {', '.join(OVERFLOW)}, not {merged['overflow']!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
     return merged
