@@ -4,7 +4,8 @@
 
 Every model is compiled with calibration data and validated on test data: the digits ViT and its power twin on the 450
 test digits as they are and moved by a pixel to the left and to the right, the MLP and the CNN on 1,000 images of
-Fashion-MNIST, one encoder layer of MiniLM-L3 on 34 texts. Exits with 1 where a code differs, or where more accuracy is lost than `LIMITS` allows.
+Fashion-MNIST, one encoder layer of MiniLM-L3 on 34 texts. Exits with 1 where a code differs, or where more accuracy is
+lost than `LIMITS` allows.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lowerkit.errors import ArtifactError, ToolError
-from lowerkit.targets.fpga.design import Port, decoded
+from lowerkit.targets.fpga.design import Port, decoded, encoded
 from lowerkit.targets.fpga.formats import Fixed
 
 PROGRAM = "testbench"
@@ -46,8 +46,7 @@ class CsimRunner:
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of one sample or more, float32."""
-        codes = {p.value: p.format.quantise(inputs[p.value]) for p in self.inputs}
-        found = self.codes(codes)
+        found = self.codes({p.value: encoded(p, inputs[p.value]) for p in self.inputs})
         return {p.value: decoded(p, found[p.value]) for p in self.outputs}
 
     def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

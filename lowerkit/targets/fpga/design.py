@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lowerkit.errors import DataError
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.lang.interpret import run
@@ -76,10 +77,14 @@ class Design:
 
 def codes_of(design: Design, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The design's inputs as codes, int64 [batch, ...], rounded half to even and saturated."""
-    return {
-        port.value: port.format.quantise(np.asarray(inputs[port.value])).reshape(-1, *port.shape)
-        for port in design.inputs
-    }
+    return {port.value: encoded(port, inputs[port.value]) for port in design.inputs}
+
+
+def encoded(port: Port, numbers: np.ndarray) -> np.ndarray:
+    """Numbers as a port's codes, int64 [samples, *shape]. Raises DataError for NaN."""
+    if np.isnan(numbers).any():
+        raise DataError(f"input '{port.value}' has NaN, which fixed point does not know")
+    return port.format.quantise(np.asarray(numbers)).reshape(-1, *port.shape)
 
 
 def simulate(
