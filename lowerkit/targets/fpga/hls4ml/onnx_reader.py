@@ -92,7 +92,9 @@ def _model_of(
             initializers.append(numpy_helper.from_array(numpy_helper.to_array(constants[name]), own.input[i]))
         elif name:
             value = _value(graph, node.input[i])
-            inputs.append(onnx.helper.make_tensor_value_info(own.input[i], onnx.TensorProto.FLOAT, _shape(value)))
+            inputs.append(
+                onnx.helper.make_tensor_value_info(own.input[i], onnx.TensorProto.FLOAT, _shape(value))
+            )
     own.output[0] = "output"
     shape = _shape(_value(graph, node.output[0]))
     outputs = [onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, shape)]

@@ -63,9 +63,7 @@ def _on_numbers(kernel: Kernel) -> str:
     lines += [f"    lowerkit::to_codes<{_size(a)}>({a.name}, {a.name}_codes);" for a in kernel.inputs]
     lines.append(f"    {kernel.name}({', '.join(f'{a.name}_codes' for a in arrays)});")
     lines += [f"    lowerkit::to_numbers<{_size(a)}>({a.name}_codes, {a.name});" for a in kernel.outputs]
-    return "\n".join(
-        [f"template <{types}> void on_numbers({', '.join(parameters)}) {{", *lines, "}", ""]
-    )
+    return "\n".join([f"template <{types}> void on_numbers({', '.join(parameters)}) {{", *lines, "}", ""])
 
 
 def _parameter(array: Array) -> str:
