@@ -31,6 +31,10 @@ def read_node(
     node: onnx.NodeProto, input_names: Sequence[str], input_shapes: object, graph: onnx.GraphProto
 ) -> dict[str, Any]:
     """What hls4ml keeps of a node; a handler for `register_onnx_layer_handler`."""
+    if len([name for name in node.output if name]) != 1:
+        raise UnsupportedError(
+            "a layer of hls4ml has one output", node=f"node '{node.name}' ({node.op_type})"
+        )
     constants = {tensor.name: tensor for tensor in graph.initializer}
     read = [name for name in input_names if name and name not in constants]
     output = _value(graph, node.output[0])
