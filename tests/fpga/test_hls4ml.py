@@ -17,6 +17,7 @@ import pytest
 from helpers import parse
 
 from lowerkit.errors import ArtifactError, UnsupportedError
+from lowerkit.passes import registry
 from lowerkit.reference import Reference
 from lowerkit.targets.fpga.design import Design, Layer, Port, codes_of, simulate
 from lowerkit.targets.fpga.formats import Fixed
@@ -140,13 +141,14 @@ def converted(proto: onnx.ModelProto, folder: Path, **settings: Any) -> Any:
     )
 
 
-OWN = """(float[1,4,8] x) => (float[1,4,8] s, float[1,4,5] c, float[1,4,4] m, float[1,4,8] g) {
+OWN = """(float[1,4,8] x) => (float[1,4,8] s, float[1,4,5] c, float[1,4,4] m, float[1,4,8] g, float[1,4,8] l) {
     s = Softmax<axis=-1>(x)
     c = MatMul(x, w)
     t = Transpose<perm=[0,2,1]>(x)
     m = MatMul(x, t)
     n = LayerNormalization(x, a, b)
     g = Gelu(n)
+    l = Softmax<axis=-1>(x)
 }"""
 
 
@@ -177,6 +179,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     They are the interpreter's, bit for bit.
     """
     model = parse(OWN, **weights(5, w=(WIDTH, COLUMNS), a=(WIDTH,), b=(WIDTH,)))
+    lowered = next(node for node in model.graph if node.outputs[0].name == "l")
+    registry.make("softmax", "shift", {}).rewrite(model, lowered)
     register()
     register()  # A second call changes nothing.
     graph = converted(take_over(ir.serde.serialize_model(model)), tmp_path_factory.mktemp("own"))
@@ -237,7 +241,30 @@ def test_operators_that_hls4ml_has_not_are_read(own: dict[str, np.ndarray]) -> N
     assert own["g"].max() < 4 * DEFAULT.step
 
 
+def test_a_lowered_graph_keeps_its_methods(own: dict[str, np.ndarray]) -> None:
+    # The reference is the method's own function, in steps of 2^-15.
+    assert own["l"].max() < DEFAULT.step
+
+
 # Refusals.
+
+
+def test_a_method_that_is_not_told_is_refused(tmp_path: Path) -> None:
+    model = parse("(float[1,4,8] x) => (float[1,4,8] y) { y = Softmax<axis=-1>(x) }")
+    registry.make("softmax", "shift", {}).rewrite(model, model.graph[0])
+    proto = take_over(ir.serde.serialize_model(model))
+    del proto.graph.node[0].metadata_props[:]
+    register()
+    with pytest.raises(UnsupportedError, match="does not say its method"):
+        converted(proto, tmp_path)
+
+
+def test_an_operator_of_another_domain_is_refused(tmp_path: Path) -> None:
+    proto = named(parse("(float[1,4,8] x) => (float[1,4,8] y) { y = Gelu(x) }"))
+    proto.graph.node[0].domain = "com.example"
+    register()
+    with pytest.raises(UnsupportedError, match="another domain"):
+        converted(proto, tmp_path)
 
 
 def test_streams_are_refused(tmp_path: Path) -> None:
