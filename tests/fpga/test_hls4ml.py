@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,15 @@ def named(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def converted(proto: onnx.ModelProto, folder: Path, **settings: Any) -> Any:
-    """hls4ml's graph of an ONNX model at its default precision."""
-    config = {"Model": {"Precision": {"default": "fixed<16,6>"}, "ReuseFactor": 1, "Strategy": "Latency"}}
+def converted(
+    proto: onnx.ModelProto, folder: Path, result: Mapping[str, str] | None = None, **settings: Any
+) -> Any:
+    """hls4ml's graph of an ONNX model, with the types that it proposes for fixed<16,6>, but for some results."""
+    config = hls4ml.utils.config_from_onnx_model(
+        proto, granularity="name", backend="Vitis", default_precision="fixed<16,6>"
+    )
+    for name, precision in (result or {}).items():
+        config["LayerName"][name]["Precision"]["result"] = precision
     return hls4ml.converters.convert_from_onnx_model(
         proto, output_dir=str(folder), backend="Vitis", hls_config=config, **settings
     )
@@ -277,14 +284,8 @@ def test_streams_are_refused(tmp_path: Path) -> None:
 def test_a_transpose_that_would_change_formats_is_refused(tmp_path: Path) -> None:
     model = parse("(float[1,4,8] x) => (float[1,8,4] y) { t = Gelu(x)  y = Transpose<perm=[0,2,1]>(t) }")
     register()
-    config = {
-        "Model": {"Precision": {"default": "fixed<16,6>"}, "ReuseFactor": 1, "Strategy": "Latency"},
-        "LayerName": {"gelu_0": {"Precision": {"result": "fixed<12,6>"}}},
-    }
     with pytest.raises(UnsupportedError, match=r"Set its result precision to ap_fixed<12,6>"):
-        hls4ml.converters.convert_from_onnx_model(
-            take_over(named(model)), output_dir=str(tmp_path), backend="Vitis", hls_config=config
-        )
+        converted(take_over(named(model)), tmp_path, {"gelu_0": "fixed<12,6>", "transpose_1": "fixed<16,6>"})
 
 
 def test_an_old_softmax_is_refused() -> None:
