@@ -17,13 +17,16 @@ import onnx_ir as ir
 import pytest
 from helpers import parse
 
+from lowerkit import artifact as files
 from lowerkit.errors import ArtifactError, UnsupportedError
 from lowerkit.passes import registry
+from lowerkit.plan import Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.fpga.design import Design, Layer, Port, codes_of, simulate
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.hls4ml import open_design, register, take_over
 from lowerkit.targets.fpga.kernels import elementwise
+from lowerkit.targets.fpga.lang import cpp
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.target import FpgaTarget
 
@@ -118,6 +121,34 @@ def test_every_kind_of_format_passes_its_bits(tmp_path: Path) -> None:
         halves = rng.integers(2 * port.format.range.low - 4, 2 * port.format.range.high + 5, (60, 6))
         numbers[port.value] = halves * port.format.step / 2
     assert_bit_exact(design, numbers, tmp_path)
+
+
+def artifact(folder: Path, target: str, options: Mapping[str, Any]) -> tuple[ir.Model, Path]:
+    """A graph, and a folder with what every artifact has of it."""
+    model = parse("(float[1,12] x) => (float[1,4] y) { y = Gemm(x, a, b) }", **weights(8, a=(12, 4), b=(4,)))
+    folder.mkdir()
+    for name in (files.ORIGINAL, files.LOWERED):
+        files.save_model(model, folder / name)
+    plan = Plan(target, (), options)
+    (folder / files.PLAN).write_text(plan.to_toml())
+    files.write_manifest(folder, {"name": "model.onnx"}, model, plan)
+    return model, folder
+
+
+def test_an_artifact_opens_as_the_design_that_was_compiled(tmp_path: Path) -> None:
+    options = {"formats": {"x": "ap_fixed<12,3>", "y": "ap_fixed<14,5>"}, "weight_width": 8}
+    model, folder = artifact(tmp_path / "artifact", "fpga", options)
+    graph = open_design(folder, tmp_path / "project")
+    layers = [layer for layer in graph.get_layers() if layer.class_name == "LowerkitKernel"]
+    expected = FpgaTarget().design(model, options).layers
+    assert [cpp.function(layer.kernel()) for layer in layers] == [cpp.function(la.kernel) for la in expected]
+    assert str(graph.get_input_variables()[0].type.precision) == "fixed<12,3,RND_CONV,SAT,0>"
+
+
+def test_an_artifact_of_another_target_is_refused(tmp_path: Path) -> None:
+    _, folder = artifact(tmp_path / "artifact", "cpu", {})
+    with pytest.raises(ArtifactError, match="compiled for the target cpu, not for fpga"):
+        open_design(folder, tmp_path / "project")
 
 
 # ONNX models through hls4ml's own converter.
