@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.graph.domain import OPSET
+from lowerkit.graph.domain import CANONICAL, DOMAIN, OPSET
+from lowerkit.passes.base import METHOD
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.hls4ml.layers import LowerkitNode, sizes
 
@@ -31,6 +32,7 @@ def read_node(
     node: onnx.NodeProto, input_names: Sequence[str], input_shapes: object, graph: onnx.GraphProto
 ) -> dict[str, Any]:
     """What hls4ml keeps of a node; a handler for `register_onnx_layer_handler`."""
+    _check(node)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     read = [name for name in input_names if name and name not in constants]
     output = _value(graph, node.output[0])
@@ -73,6 +75,22 @@ def take_over(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type in TAKEN_OVER and node.domain in ("", "ai.onnx"):
             node.op_type = PREFIX + node.op_type
     return made
+
+
+def _check(node: onnx.NodeProto) -> None:
+    """Refuse what would be read as something else. hls4ml finds handlers by the operator's name alone."""
+    where = f"node '{node.name}' ({node.domain}::{node.op_type})"
+    if len([name for name in node.output if name]) != 1:
+        raise UnsupportedError("a layer of hls4ml has one output", node=where)
+    if node.domain not in ("", "ai.onnx", DOMAIN):
+        raise UnsupportedError("an operator of another domain has no kernel", node=where)
+    known = any(entry.key == METHOD for entry in node.metadata_props)
+    if node.domain == DOMAIN and node.op_type not in CANONICAL and not known:
+        raise UnsupportedError(
+            f"the node does not say its method: it has no metadata '{METHOD}'",
+            node=where,
+            hint="give hls4ml the lowered graph as lowerkit wrote it",
+        )
 
 
 def _model_of(
