@@ -112,7 +112,7 @@ def test_a_plan_keeps_the_formats(
 ) -> None:
     """Without calibration data, and read back from its file."""
     plan = Plan.read(artifact.directory / "plan.toml")
-    assert plan.options["formats"]["p"] == "ap_ufixed<16,0>"
+    assert plan.options["formats"]["a/softmax"] == "ap_ufixed<16,0>"
     again = lowerkit.compile(block[0], tmp_path / "b", "fpga", plan=plan)
     assert again.manifest["files"]["fpga.json"] == artifact.manifest["files"]["fpga.json"]
 
@@ -139,7 +139,7 @@ def test_an_error_budget_narrows_formats(block: tuple[Path, Path], tmp_path: Pat
     plan = lowerkit.api.plan(block[0], "fpga", calibration=block[1], options={"noise": 0.01})
     widths = {name: Fixed.parse(text).width for name, text in plan.options["formats"].items()}
     assert 4 < widths["q"] < 12
-    assert widths["p"] == 16
+    assert widths["a/softmax"] == 16
 
 
 @pytest.mark.parametrize(
@@ -232,16 +232,16 @@ def test_importing_lowerkit_imports_no_hls4ml() -> None:
 
 @pytest.mark.parametrize("overflow", ["calibrated", "never"])
 def test_numbers_that_calibration_did_not_see(overflow: str, tmp_path: Path) -> None:
-    """Ten times as large: formats saturate, but those that were proven."""
+    """Forty times as large: formats saturate, but those that were proven."""
     text = "(float[1,8] x) => (float[1,4] y) { h = MatMul (x, w) y = Relu (h) }"
     ir.save(parse(text, w=_normal(8, 4)), tmp_path / "m.onnx")
     small = _normal(32, 8)
     np.savez(tmp_path / "x.npz", x=small)
-    options = {"overflow": overflow, "width": 20, "formats": {"x": "ap_fixed<16,8>"}}
+    options = {"overflow": overflow, "width": 20, "formats": {"x": "ap_fixed<20,10>"}}
     found = lowerkit.compile(
         tmp_path / "m.onnx", tmp_path / "a", "fpga", calibration=tmp_path / "x.npz", options=options
     )
-    large = 10 * small[:1]
+    large = 40 * small[:1]
     reference = Reference(lowerkit.load(tmp_path / "m.onnx"))({"x": large})["y"]
     error = np.abs(found.run({"x": large})["y"] - reference).max()
     assert error < 1e-2 if overflow == "never" else error > 1

@@ -72,6 +72,8 @@ def _softmax(context: Context, node: ir.Node) -> None:
     if axis not in (-1, len(x.shape) - 1):
         raise UnsupportedError(f"no kernel for a softmax over axis {axis}", node=describe_node(node))
     method = registry.method_of(node)
+    if method is None and node.op_type not in ("Softmax", "FixedSoftmax"):
+        raise UnsupportedError("the node does not say which method's it is", node=describe_node(node))
     make = _fixed if method is None else _KERNELS[type(method)]
     _rows(context, node, node.inputs[0], node.outputs[0], make, method)
 
