@@ -35,7 +35,7 @@ def build(directory: Path) -> None:
         raise ToolError(
             f"the C-simulation does not compile: {first.strip()}", hint="this is a fault of lowerkit"
         )
-    # Objects and precompiled headers are no part of an artifact: they are large, and differ from run to run.
+    # Objects are no part of an artifact.
     subprocess.run(["make", "-s", "tidy"], cwd=directory, capture_output=True, check=True)
 
 

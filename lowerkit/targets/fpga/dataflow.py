@@ -117,7 +117,9 @@ class _Wiring:
         self.given: dict[str, list[str]] = {}
         for port in design.inputs:
             kernel = copy(self.name(f"load_{port.value}"), port.size, port.format.range)
-            self.processes.append(self.written(port.value, Process(kernel.name, "load", kernel, (port.value,), ())))
+            self.processes.append(
+                self.written(port.value, Process(kernel.name, "load", kernel, (port.value,), ()))
+            )
             self.fork(port.value)
         for layer in design.layers:
             reads = tuple(self.given[design.stored(v)].pop(0) for v in layer.reads)
@@ -154,7 +156,12 @@ class _Wiring:
         channel = self.name(f"c_{value}")
         self.given[value] = [channel]
         return Process(
-            process.name, process.kind, process.kernel, process.reads, (*process.writes, channel), process.layer
+            process.name,
+            process.kind,
+            process.kernel,
+            process.reads,
+            (*process.writes, channel),
+            process.layer,
         )
 
     def fork(self, value: str) -> None:

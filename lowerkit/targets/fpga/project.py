@@ -3,6 +3,7 @@
 DIR/
   DESIGN.h DESIGN.cpp     the top function: the layers in a dataflow region, with channels between them
   layers/NAME.h .cpp      a layer: its constants and its function, in a namespace of its name
+  units/                  files that include some layers each, for the C-simulation
   lowerkit.h              types and helpers
   testbench.cpp           reads codes, runs the top function, writes or compares codes
   golden/                 samples' codes, and those that the integer model makes of them
@@ -36,6 +37,9 @@ FLAGS = (
 )
 #: Samples in `golden/` where none are given.
 GOLDEN = 4
+#: Files that the C-simulation's layers compile in, and what each layer counts besides the bytes of its source.
+UNITS = 4
+HEADER = 4096
 
 
 def write_project(
@@ -69,7 +73,7 @@ def write_project(
     _write(directory / f"{design.name}.cpp", top.top(design, net, chosen))
     _write(directory / "testbench.cpp", top.testbench(design, net, chosen))
     count = _golden(design, directory / "golden", golden)
-    _write(directory / "Makefile", _makefile(design, count))
+    _write(directory / "Makefile", _makefile(design, count, _units(directory, design)))
     if part is not None:
         _write(directory / "vitis_hls.tcl", _tcl(design, part, clock_ns, count))
     shutil.copytree(ap_types(), directory / "ap_types")
@@ -116,7 +120,9 @@ def _layer(layer: Layer) -> tuple[str, str]:
     for kind, arrays, values in (("in", kernel.inputs, layer.reads), ("out", kernel.outputs, layer.writes)):
         for array, value in zip(arrays, values, strict=True):
             shape = " x ".join(map(str, array.shape)) or "1"
-            about.append(f"// {kind:3} {array.name}: {shape}, codes from {array.range.low} to {array.range.high}, '{value}'")
+            about.append(
+                f"// {kind:3} {array.name}: {shape}, codes from {array.range.low} to {array.range.high}, '{value}'"
+            )
     declared = [*about, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {layer.name} {{"]
     declared += [f"{cpp.signature(kernel)};", "}", ""]
     defined = [f'#include "../lowerkit.h"\n#include "{layer.name}.h"', "", f"namespace {layer.name} {{"]
@@ -148,8 +154,28 @@ def variable(value: str) -> str:
     return f"v_{text}"
 
 
-def _makefile(design: Design, count: int) -> str:
-    objects = " ".join(f"$(BUILD)/{name}.o" for name in ("testbench", design.name, *(f"layers/{la.name}" for la in design.layers)))
+def _units(directory: Path, design: Design) -> int:
+    """Write files that include layers' sources, about equally much each: to compile each layer would repeat the types'
+    headers, and to compile all at once would leave processors idle."""
+    sizes = {la.name: (directory / "layers" / f"{la.name}.cpp").stat().st_size for la in design.layers}
+    units: list[list[str]] = [[] for _ in range(min(UNITS, len(sizes)))]
+    loads = [0] * len(units)
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        units[least].append(name)
+        loads[least] += sizes[name] + HEADER
+    (directory / "units").mkdir()
+    for i, names in enumerate(units):
+        lines = [f'#include "../layers/{name}.cpp"' for name in sizes if name in names]
+        _write(
+            directory / "units" / f"unit{i}.cpp", "\n".join(["// Layers that compile together.", *lines, ""])
+        )
+    return len(units)
+
+
+def _makefile(design: Design, count: int, units: int) -> str:
+    names = ["testbench", design.name, *(f"units/unit{i}" for i in range(units))]
+    objects = " ".join(f"$(BUILD)/{name}.o" for name in names)
     return f"""\
 # make            the C-simulation: ./testbench IN OUT COUNT
 # make check      runs it on golden/; fails where a code differs
@@ -166,24 +192,20 @@ OBJECTS = {objects}
 $(PROGRAM): $(OBJECTS)
 \t$(CXX) $(FLAGS) $(OBJECTS) -o $@
 
-# The types take a second to compile: once, for all files.
-lowerkit.h.gch/$(BUILD): lowerkit.h
-\t@mkdir -p lowerkit.h.gch
-\t$(CXX) $(FLAGS) -x c++-header lowerkit.h -o $@
-
-$(BUILD)/%.o: %.cpp $(wildcard *.h layers/*.h) lowerkit.h.gch/$(BUILD)
+$(BUILD)/%.o: %.cpp $(wildcard *.h layers/*.h layers/*.cpp)
 \t@mkdir -p $(@D)
 \t$(CXX) $(FLAGS) -c $< -o $@
 
 check: $(PROGRAM)
 \t./$(PROGRAM) golden/inputs.i64 golden/outputs.i64 {count} check
 
+# The types shift negative numbers to the left, which g++ defines and C++ does from C++20 on.
 sanitize:
-\t$(MAKE) check BUILD=sanitize-build PROGRAM=testbench-sanitize \\
-\t    CHECKS="-g -fsanitize=address,undefined -fno-sanitize-recover=all"
+\t$(MAKE) check BUILD=sanitize-build PROGRAM=testbench-sanitize OPTIMISE=-O0 \\
+\t    CHECKS="-fsanitize=address,undefined -fno-sanitize=shift-base -fno-sanitize-recover=all"
 
 tidy:
-\trm -rf build sanitize-build lowerkit.h.gch
+\trm -rf build sanitize-build
 
 clean: tidy
 \trm -f testbench testbench-sanitize

@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.base import Runner, Target
-from lowerkit.targets.fpga import csim, project, ranges
+from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
+from lowerkit.targets.fpga.cost import Cost, cost
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
 from lowerkit.targets.fpga.lowering import Context, design_of
 
@@ -34,7 +35,9 @@ class FpgaTarget(Target):
         "width": 16,
         "weight_width": 16,
         "clock_ns": 5,
-        "part": "xczu9eg-ffvb1156-2-e",
+        "part": "",
+        "device": "",
+        "interface": "memory",
         "noise": 0.0,
         "formats": {},
         "multipliers": 64,
@@ -66,12 +69,20 @@ class FpgaTarget(Target):
         """Write the project to `hls/` and build its C-simulation."""
         merged = _checked(options)
         design = self.design(model, merged)
-        project.write_project(
-            design, directory / PROJECT, part=merged["part"], clock_ns=float(merged["clock_ns"])
+        chosen = devices.device(merged["device"]) if merged["device"] else None
+        part = merged["part"] or (chosen or devices.DEFAULT).part
+        net = project.write_project(
+            design,
+            directory / PROJECT,
+            part=part,
+            clock_ns=float(merged["clock_ns"]),
+            interface=merged["interface"],
         )
-        (directory / DESCRIPTION).write_text(
-            json.dumps(_description(design), indent=2) + "\n", encoding="utf-8"
-        )
+        spent = cost(net, chosen)
+        if chosen is not None:
+            spent.check()
+        text = json.dumps(_description(design, spent), indent=2) + "\n"
+        (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         csim.build(directory / PROJECT)
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
@@ -102,6 +113,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 32:
             raise PlanError(f"option {key} must be a number of bits from 4 to 32, not {value!r}")
+    interfaces.interface(merged["interface"])
+    if merged["device"]:
+        devices.device(str(merged["device"]))
     noise, most = merged["noise"], merged["multipliers"]
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < 1:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
@@ -110,7 +124,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _description(design: Design) -> dict[str, Any]:
+def _description(design: Design, spent: Cost) -> dict[str, Any]:
     """What a runner and a reader need to know of the project."""
     return {
         "inputs": [_port(p) for p in design.inputs],
@@ -122,13 +136,10 @@ def _description(design: Design) -> dict[str, Any]:
                 "op": layer.op,
                 "reads": list(layer.reads),
                 "writes": list(layer.writes),
-                "multipliers": layer.schedule.multipliers,
-                "cycles": layer.schedule.cycles,
-                "constant_bits": project.constant_bits(layer),
             }
             for layer in design.layers
         ],
-        "note": "multipliers and cycles are analytic: read off the emitted loops, not measured on hardware",
+        "cost": spent.as_json(),
     }
 
 

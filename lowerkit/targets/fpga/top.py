@@ -75,7 +75,11 @@ def testbench(design: Design, net: Network, chosen: Interface) -> str:
         moved(p, "if (!get(in, code)) return 3;", chosen.put(p, name[p.value])) for p in design.inputs
     )
     writes = "".join(
-        moved(p, f"code = {chosen.get(p, name[p.value])};", f'if (!out(code, "{name[p.value]}", sample, i)) ++wrong;')
+        moved(
+            p,
+            f"code = {chosen.get(p, name[p.value])};",
+            f'if (!out(code, "{name[p.value]}", sample, i)) ++wrong;',
+        )
         for p in design.outputs
     )
     arrays = "".join(
