@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.design import Design, Layer
 from lowerkit.targets.fpga.lang.access import SINGLE, Banks, banks, per_cycle, sequential
 from lowerkit.targets.fpga.lang.expr import Array, Range
@@ -87,7 +88,7 @@ class Network:
 
 
 def network(design: Design) -> Network:
-    """The design as a dataflow network. Raises ValueError for a value that nothing reads."""
+    """The design as a dataflow network. Raises UnsupportedError for a value that nothing reads."""
     found = _Wiring(design)
     return Network(tuple(found.processes), _channels(found), found.ports)
 
@@ -168,7 +169,10 @@ class _Wiring:
         """Copies, where there are several readers."""
         count = self.readers.get(value, 0)
         if count == 0:
-            raise ValueError(f"nothing reads value '{value}': remove it from the graph")
+            raise UnsupportedError(
+                f"nothing reads value '{value}', and hardware would wait for a reader",
+                hint="remove it from the graph, or make it an output",
+            )
         if count == 1:
             return
         port = self.design.values[value]

@@ -37,8 +37,10 @@ FLAGS = (
 )
 #: Samples in `golden/` where none are given.
 GOLDEN = 4
-#: Files that the C-simulation's layers compile in, and what each layer counts besides the bytes of its source.
+#: Files that the C-simulation's layers compile in, at most; bytes of sources that are worth one; and what each layer
+#: counts besides the bytes of its source.
 UNITS = 4
+SHARE = 2**16
 HEADER = 4096
 
 
@@ -50,19 +52,21 @@ def write_project(
     clock_ns: float,
     interface: str = "memory",
     golden: Mapping[str, np.ndarray] | None = None,
-) -> Network:
-    """Write all files of the project; the channels that were chosen.
+    net: Network | None = None,
+) -> None:
+    """Write all files of the project.
 
     Args:
         part: of the vendor's tool; no vitis_hls.tcl is written without one.
         interface: `memory`, `axi` or `stream`.
         golden: the inputs' codes [samples, ...] of the golden vectors; random ones if None.
+        net: the design's network, where it is known already.
 
     Raises:
         PlanError: for another interface.
         ToolError: where the types' headers are not installed.
     """
-    net, chosen = network(design), interfaces.interface(interface)
+    net, chosen = net or network(design), interfaces.interface(interface)
     (directory / "layers").mkdir(parents=True)
     for layer in design.layers:
         declared, defined = _layer(layer)
@@ -77,7 +81,6 @@ def write_project(
     if part is not None:
         _write(directory / "vitis_hls.tcl", _tcl(design, part, clock_ns, count))
     shutil.copytree(ap_types(), directory / "ap_types")
-    return net
 
 
 def _write(path: Path, text: str) -> None:
@@ -155,10 +158,12 @@ def variable(value: str) -> str:
 
 
 def _units(directory: Path, design: Design) -> int:
-    """Write files that include layers' sources, about equally much each: to compile each layer would repeat the types'
-    headers, and to compile all at once would leave processors idle."""
+    """Write files that include the sources, about equally much each; how many.
+
+    To compile each layer for itself would repeat the types' headers, to compile all at once leaves processors idle.
+    """
     sizes = {la.name: (directory / "layers" / f"{la.name}.cpp").stat().st_size for la in design.layers}
-    units: list[list[str]] = [[] for _ in range(min(UNITS, len(sizes)))]
+    units: list[list[str]] = [[] for _ in range(min(UNITS, 1 + sum(sizes.values()) // SHARE))]
     loads = [0] * len(units)
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         least = loads.index(min(loads))
@@ -167,14 +172,15 @@ def _units(directory: Path, design: Design) -> int:
     (directory / "units").mkdir()
     for i, names in enumerate(units):
         lines = [f'#include "../layers/{name}.cpp"' for name in sizes if name in names]
+        lines += [f'#include "../{design.name}.cpp"'] if i == 0 else []
         _write(
-            directory / "units" / f"unit{i}.cpp", "\n".join(["// Layers that compile together.", *lines, ""])
+            directory / "units" / f"unit{i}.cpp", "\n".join(["// Sources that compile together.", *lines, ""])
         )
     return len(units)
 
 
 def _makefile(design: Design, count: int, units: int) -> str:
-    names = ["testbench", design.name, *(f"units/unit{i}" for i in range(units))]
+    names = ["testbench", *(f"units/unit{i}" for i in range(units))]
     objects = " ".join(f"$(BUILD)/{name}.o" for name in names)
     return f"""\
 # make            the C-simulation: ./testbench IN OUT COUNT
@@ -192,7 +198,7 @@ OBJECTS = {objects}
 $(PROGRAM): $(OBJECTS)
 \t$(CXX) $(FLAGS) $(OBJECTS) -o $@
 
-$(BUILD)/%.o: %.cpp $(wildcard *.h layers/*.h layers/*.cpp)
+$(BUILD)/%.o: %.cpp $(wildcard *.h *.cpp layers/*.h layers/*.cpp)
 \t@mkdir -p $(@D)
 \t$(CXX) $(FLAGS) -c $< -o $@
 

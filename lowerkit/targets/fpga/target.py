@@ -15,6 +15,7 @@ from lowerkit.targets.base import Runner, Target
 from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.cost import Cost, cost
+from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
 from lowerkit.targets.fpga.lowering import Context, design_of
 
@@ -70,17 +71,18 @@ class FpgaTarget(Target):
         merged = _checked(options)
         design = self.design(model, merged)
         chosen = devices.device(merged["device"]) if merged["device"] else None
-        part = merged["part"] or (chosen or devices.DEFAULT).part
-        net = project.write_project(
-            design,
-            directory / PROJECT,
-            part=part,
-            clock_ns=float(merged["clock_ns"]),
-            interface=merged["interface"],
-        )
+        net = network(design)
         spent = cost(net, chosen)
         if chosen is not None:
             spent.check()
+        project.write_project(
+            design,
+            directory / PROJECT,
+            part=merged["part"] or (chosen or devices.DEFAULT).part,
+            clock_ns=float(merged["clock_ns"]),
+            interface=merged["interface"],
+            net=net,
+        )
         text = json.dumps(_description(design, spent), indent=2) + "\n"
         (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         csim.build(directory / PROJECT)
