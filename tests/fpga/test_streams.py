@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import replace
+from trace import trace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trace import trace
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.dataflow import Network, copy, network
 from lowerkit.targets.fpga.design import Design, Layer, Port
@@ -245,7 +245,7 @@ def finishes(net: Network, samples: int = 4) -> bool:
     A fifo has `depth` places. A pipo's block is free again when its reader has finished the sample.
     """
     channels = {c.name: c for c in net.channels}
-    state = {name: 0 for name in channels}
+    state = dict.fromkeys(channels, 0)
     scripts = {}
     for p in net.processes:
         ran = run(p.kernel)
@@ -257,7 +257,7 @@ def finishes(net: Network, samples: int = 4) -> bool:
             ("move", ends[a], w) for a, _, w in ran.touched if a in ends and channels[ends[a]].kind == "fifo"
         ]
         scripts[p.name] = deque((steps + [("done", n, w) for n, w in pipos]) * samples)
-    busy = {name: 0 for name in channels}
+    busy = dict.fromkeys(channels, 0)
     while any(scripts.values()):
         moved = False
         for script in scripts.values():
