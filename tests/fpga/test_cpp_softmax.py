@@ -76,13 +76,12 @@ static void drive_{kernel.name}() {{
     long long number;
     int count = 0;
     while (std::scanf("%lld", &number) == 1) {{
-        x[count / {columns}][count % {columns}] = number;
+        x[count] = number;
         if (++count < {rows * columns}) continue;
         count = 0;
         {kernel.name}(x, y);
-        for (int row = 0; row < {rows}; ++row)
-            for (int column = 0; column < {columns}; ++column)
-                std::printf("%lld\\n", y[row][column].{"to_int64" if y.range.signed else "to_uint64"}());
+        for (int i = 0; i < {rows * columns}; ++i)
+            std::printf("%lld\\n", y[i].{"to_int64" if y.range.signed else "to_uint64"}());
     }}
 }}
 """
@@ -146,6 +145,6 @@ def test_compiled_is_interpreted(program: Path, kernel: Kernel) -> None:
 def test_simulated_tables_are_plain_integers() -> None:
     """Entries of ap_int types are constructed one by one, and g++ took minutes for a table of 15,000."""
     kernel = softmax.fixed(1, 2, BYTE, BYTE, FixedMethod(input_bits=4, output_bits=4), name="small")
-    assert "static const LK_TABLE(ap_uint<21>, unsigned int) small_exponentials[" in cpp.constants(kernel)
+    assert "static const LK_TABLE(ap_uint<21>, std::uint32_t) small_exponentials[" in cpp.constants(kernel)
     # What is read has its width again.
     assert "ap_uint<21>(small_exponentials[" in cpp.function(kernel)

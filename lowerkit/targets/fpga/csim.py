@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -25,12 +26,17 @@ def build(directory: Path) -> None:
             raise ToolError(
                 f"{tool} is not installed, and the C-simulation needs it", hint=f"apt-get install {tool}"
             )
-    made = subprocess.run(["make", "-s", PROGRAM], cwd=directory, capture_output=True, text=True, check=False)
+    jobs = f"-j{max(os.cpu_count() or 1, 1)}"
+    made = subprocess.run(
+        ["make", "-s", jobs, PROGRAM], cwd=directory, capture_output=True, text=True, check=False
+    )
     if made.returncode != 0:
         first = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[-300:])
         raise ToolError(
             f"the C-simulation does not compile: {first.strip()}", hint="this is a fault of lowerkit"
         )
+    # Objects are no part of an artifact.
+    subprocess.run(["make", "-s", "tidy"], cwd=directory, capture_output=True, check=True)
 
 
 class CsimRunner:

@@ -13,8 +13,10 @@ import onnx_ir as ir
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.base import Runner, Target
-from lowerkit.targets.fpga import csim, project, ranges
+from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
+from lowerkit.targets.fpga.cost import Cost, cost
+from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
 from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
 from lowerkit.targets.fpga.proven import prove
@@ -40,7 +42,9 @@ class FpgaTarget(Target):
         "width": 16,
         "weight_width": 16,
         "clock_ns": 5,
-        "part": "xczu9eg-ffvb1156-2-e",
+        "part": "",
+        "device": "",
+        "interface": "memory",
         "noise": 0.0,
         "overflow": "calibrated",
         "formats": {},
@@ -87,12 +91,21 @@ class FpgaTarget(Target):
         """Write the project to `hls/` and build its C-simulation."""
         merged = _checked(options)
         design = self.design(model, merged)
+        chosen = devices.device(merged["device"]) if merged["device"] else None
+        net = network(design)
+        spent = cost(net, chosen)
+        if chosen is not None:
+            spent.check()
         project.write_project(
-            design, directory / PROJECT, part=merged["part"], clock_ns=float(merged["clock_ns"])
+            design,
+            directory / PROJECT,
+            part=merged["part"] or (chosen or devices.DEFAULT).part,
+            clock_ns=float(merged["clock_ns"]),
+            interface=merged["interface"],
+            net=net,
         )
-        (directory / DESCRIPTION).write_text(
-            json.dumps(_description(design), indent=2) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(_description(design, spent), indent=2) + "\n"
+        (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         csim.build(directory / PROJECT)
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
@@ -123,6 +136,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 32:
             raise PlanError(f"option {key} must be a number of bits from 4 to 32, not {value!r}")
+    interfaces.interface(merged["interface"])
+    if merged["device"]:
+        devices.device(str(merged["device"]))
     noise, most = merged["noise"], merged["multipliers"]
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < 1:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
@@ -133,7 +149,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _description(design: Design) -> dict[str, Any]:
+def _description(design: Design, spent: Cost) -> dict[str, Any]:
     """What a runner and a reader need to know of the project."""
     return {
         "inputs": [_port(p) for p in design.inputs],
@@ -145,13 +161,10 @@ def _description(design: Design) -> dict[str, Any]:
                 "op": layer.op,
                 "reads": list(layer.reads),
                 "writes": list(layer.writes),
-                "multipliers": layer.schedule.multipliers,
-                "cycles": layer.schedule.cycles,
-                "constant_bits": project.constant_bits(layer),
             }
             for layer in design.layers
         ],
-        "note": "multipliers and cycles are analytic: read off the emitted loops, not measured on hardware",
+        "cost": spent.as_json(),
     }
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lowerkit.targets.fpga.lang.expr import Binary, BitLength, Const, Expr, Load, Select, Slice, Var
+from lowerkit.targets.fpga.lang.expr import (
+    Binary,
+    BitLength,
+    Const,
+    Expr,
+    Load,
+    Range,
+    Select,
+    Slice,
+    Var,
+)
 from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Analytic cost; the few cycles that fill a pipeline are not counted.
+    """Analytic cost; the few cycles that fill a pipeline are not counted. See `Count`.
 
     Attributes:
         multipliers: products computed at once, shifts not among them; loops do not share them.
@@ -30,8 +41,9 @@ Built = tuple[Kernel, Schedule]
 
 def built(kernel: Kernel, positions: int | None = None) -> Built:
     """A kernel with its schedule; `positions` are those of its output, as many as cycles if None."""
-    cycles, multipliers = _Reader(kernel).sequential(kernel.body)
-    return kernel, Schedule(multipliers, cycles, -(-cycles // positions) if positions else 1)
+    found = count(kernel)
+    multipliers = sum(found.products.values())
+    return kernel, Schedule(multipliers, found.cycles, -(-found.cycles // positions) if positions else 1)
 
 
 def least_reuse(products: int, multipliers: int) -> int:
@@ -63,45 +75,81 @@ def _split(reuse: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
     return None
 
 
+@dataclass(frozen=True)
+class Count:
+    """What a kernel's loops come to.
+
+    Attributes:
+        cycles: iterations of pipelined loops, and one for each straight piece of code outside of them each time it is
+            passed. An empty piece takes none.
+        fills: how often a pipelined loop is entered.
+        products: multipliers at work at once, by their operands' ranges.
+    """
+
+    cycles: int
+    fills: int
+    products: Mapping[tuple[Range, Range], int]
+
+
+def count(kernel: Kernel) -> Count:
+    """Of the whole kernel."""
+    reader = _Reader(kernel)
+    cycles, fills, products = reader.sequential(kernel.body)
+    return Count(cycles, fills, products)
+
+
 class _Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.counters = set(_counters(kernel.body))
 
-    def sequential(self, body: Iterable[Statement]) -> tuple[int, int]:
-        """Cycles and multipliers of loops that run one after the other."""
-        cycles = multipliers = 0
+    def sequential(self, body: Iterable[Statement]) -> tuple[int, int, Counter[tuple[Range, Range]]]:
+        """Cycles, fills and multipliers of loops that run one after the other, and of the code between them."""
+        cycles, fills, products, straight = 0, 0, Counter[tuple[Range, Range]](), False
         for statement in body:
-            if isinstance(statement, For) and not statement.pipeline:
-                inner, width = self.sequential(statement.body)
-                cycles += statement.count * max(inner, 1)
-                multipliers += width
+            if not isinstance(statement, For):
+                products += self.once([statement])
+                if isinstance(statement, (Let, Update, Store)) and not straight:
+                    cycles, straight = cycles + 1, True
+            elif statement.pipeline:
+                cycles, fills, straight = cycles + statement.count, fills + 1, False
+                products += self.once(statement.body)
             else:
-                cycles += statement.count if isinstance(statement, For) else 0
-                multipliers += self.once([statement], unrolled=1)
-        return cycles, multipliers
+                inner, entered, width = self.sequential(statement.body)
+                cycles, fills, straight = (
+                    cycles + statement.count * inner,
+                    fills + statement.count * entered,
+                    False,
+                )
+                products += width
+        return cycles, fills, products
 
-    def once(self, body: Iterable[Statement], unrolled: int | None = None) -> int:
-        """Multipliers of statements that run at once; loops are unrolled, the outermost ones `unrolled` times."""
-        found = 0
+    def once(self, body: Iterable[Statement]) -> Counter[tuple[Range, Range]]:
+        """Multipliers of statements that run at once: loops are unrolled."""
+        found = Counter[tuple[Range, Range]]()
         for statement in body:
             if isinstance(statement, For):
-                found += (unrolled or statement.count) * self.once(statement.body)
+                inner = self.once(statement.body)
+                found += Counter({each: number * statement.count for each, number in inner.items()})
             elif isinstance(statement, Register):
                 found += self.products(statement.initial, set())
             elif isinstance(statement, (Let, Update, Store)):
                 found += self.products(statement.value, set())
         return found
 
-    def products(self, e: Expr, seen: set[int]) -> int:
+    def products(self, e: Expr, seen: set[int]) -> Counter[tuple[Range, Range]]:
         """Products of numbers, not of counters: those make addresses."""
+        found = Counter[tuple[Range, Range]]()
         if id(e) in seen:
-            return 0
+            return found
         seen.add(id(e))
-        found = sum(self.products(part, seen) for part in _parts(e))
+        for part in _parts(e):
+            found += self.products(part, seen)
         if not isinstance(e, Binary) or e.op != "mul":
             return found
         shift = any(isinstance(s, Const) and abs(s.value).bit_count() <= 1 for s in (e.left, e.right))
-        return found + int(not shift and not self.address(e))
+        if not shift and not self.address(e):
+            found[e.left.range, e.right.range] += 1
+        return found
 
     def address(self, e: Expr) -> bool:
         """Whether an expression is of counters alone."""
