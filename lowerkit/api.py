@@ -208,7 +208,7 @@ def validate(
         layers=layers,
         progress=progress,
     )
-    write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    _report(validation, artifact, target)
     _refuse_inexact(validation)
     return validation
 
@@ -248,8 +248,13 @@ def _self_check(
             node=_first_wrong(target, original, canonical, lowered, artifact.plan, samples),
             hint="this is a fault of the target's compiler; choose another method or shape, and report it",
         )
-    write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    _report(validation, artifact, target)
     return validation
+
+
+def _report(validation: Validation, artifact: Artifact, target: Target) -> None:
+    cost = target.cost(artifact.directory)
+    write_report(validation, artifact.plan, artifact.manifest, artifact.directory, cost)
 
 
 def _warn_of_replacements(validation: Validation) -> None:

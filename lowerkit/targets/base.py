@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,6 +19,21 @@ class Runner(Protocol):
     """Something that executes an artifact: input name -> array in, output name -> array out."""
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What an artifact takes of its hardware, by layer: for people and reports.
+
+    Attributes:
+        note: how the numbers are known.
+        columns: headings.
+        rows: names and numbers, one for each column; the last row is of the whole.
+    """
+
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int, ...], ...]
 
 
 class Target(ABC):
@@ -72,6 +88,10 @@ class Target(ABC):
     @abstractmethod
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner for the files that `emit` wrote, without the target's compiler."""
+
+    def cost(self, directory: Path) -> CostTable | None:
+        """What the files that `emit` wrote take of the hardware; None where the target does not count that."""
+        return None
 
     @abstractmethod
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-
 from lowerkit.errors import UnsupportedError
+from lowerkit.targets.base import CostTable
 from lowerkit.targets.fpga.dataflow import Channel, Network, Process
 from lowerkit.targets.fpga.devices import DEFAULT, Device
 from lowerkit.targets.fpga.kernels.schedule import count
@@ -120,25 +119,44 @@ class Cost:
             ],
         }
 
-    def table(self) -> Table:
-        """For people."""
-        table = Table(title="Analytic cost", caption=NOTE)
-        table.add_column("layer")
-        for name in ("parameters", "memory bits", "tables", "multipliers", "blocks", "II", "cycles"):
-            table.add_column(name, justify="right")
-        rows = [
-            (la.parameters, la.parameter_bits + la.table_bits + la.local_bits, la.tables, la.multipliers, la.blocks,
-             la.ii, la.cycles)
-            for la in self.layers
-        ]  # fmt: skip
-        for layer, row in zip(self.layers, rows, strict=True):
-            table.add_row(layer.name, *(f"{number:,}" for number in row))
-        table.add_section()
-        table.add_row("channels", "", f"{self.channel_bits:,}", "", "", "", "", "")
-        sums = [sum(column) for column in list(zip(*rows, strict=True))[:5]]
-        sums[1] = self.memory_bits
-        table.add_row("all", *(f"{number:,}" for number in sums), f"{self.interval:,}", f"{self.latency:,}")
-        return table
+
+def cost_table(found: Mapping[str, Any]) -> CostTable:
+    """The numbers of `Cost.as_json` by layer, and of the whole."""
+    columns = (
+        "layer",
+        "parameters",
+        "bits of memory",
+        "tables",
+        "multipliers",
+        "multiplier blocks",
+        "cycles of initiation interval",
+        "cycles of latency",
+    )
+    rows: list[tuple[str | int, ...]] = [
+        (
+            la["name"],
+            la["parameters"],
+            la["parameter_bits"] + la["table_bits"] + la["local_bits"],
+            la["tables"],
+            la["multipliers"],
+            la["blocks"],
+            la["ii"],
+            la["cycles"],
+        )
+        for la in found["layers"]
+    ]
+    between = sum(channel["bits"] for channel in found["channels"])
+    whole = (
+        "all",
+        found["parameters"],
+        found["memory_bits"],
+        sum(la["tables"] for la in found["layers"]),
+        found["multipliers"],
+        found["multiplier_blocks"],
+        found["interval_cycles"],
+        found["latency_cycles"],
+    )
+    return CostTable(found["note"], columns, (*rows, ("channels", 0, between, 0, 0, 0, 0, 0), whole))
 
 
 def cost(net: Network, device: Device | None = None) -> Cost:

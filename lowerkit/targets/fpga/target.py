@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import PlanError
-from lowerkit.targets.base import Runner, Target
+from lowerkit.targets.base import CostTable, Runner, Target
 from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
-from lowerkit.targets.fpga.cost import Cost, cost
+from lowerkit.targets.fpga.cost import Cost, cost, cost_table
 from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
 from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
@@ -113,6 +113,10 @@ class FpgaTarget(Target):
         return csim.CsimRunner(
             directory / PROJECT, json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
         )
+
+    def cost(self, directory: Path) -> CostTable:
+        """Analytic: counted from the emitted loops."""
+        return cost_table(json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))["cost"])
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """A runner of the integer model, which the C-simulation equals, that returns the values in `taps` too."""
