@@ -12,6 +12,7 @@ from lowerkit.targets.fpga.lang.expr import (
     Binary,
     BitLength,
     Const,
+    Counter,
     Expr,
     Load,
     Range,
@@ -46,6 +47,8 @@ template <int W> inline int lk_bit_length(ap_uint<W> a) {
 """
 #: Bits from which a table is worth a block of memory instead of logic.
 BLOCK = 4096
+#: Of int.
+_INT = Range(-(2**31), 2**31 - 1)
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "=="}
 
 
@@ -160,14 +163,35 @@ def _element(array: Array, indices: tuple[Expr, ...]) -> str:
         if isinstance(index, Const):
             terms += [str(index.value * stride)] if index.value else []
         else:
-            terms.append(_index(index) + (f" * {stride}" if stride != 1 else ""))
+            terms.append(_scaled(_index(index), stride))
     return f"{array.name}[{' + '.join(terms) or '0'}]"
 
 
 def _index(e: Expr) -> str:
-    """Counters are ints already."""
-    printed = text(e)
-    return printed if isinstance(e, (Var, Const)) else f"int({printed})"
+    """An int."""
+    return _whole(e) or f"int({text(e)})"
+
+
+def _whole(e: Expr) -> str | None:
+    """What is added up of counters, which are ints already; None for other expressions, and where an int is short."""
+    if isinstance(e, (Counter, Const)):
+        return text(e) if e.range.bits < 32 else None
+    if not isinstance(e, Binary) or e.op not in ("add", "sub", "mul") or e.range.union(_INT) != _INT:
+        return None
+    left, right = _whole(e.left), _whole(e.right)
+    if left is None or right is None:
+        return None
+    if e.op == "mul":
+        return f"{_group(left)} * {_group(right)}"
+    return f"{left} {_INFIX[e.op]} {_group(right) if e.op == 'sub' else right}"
+
+
+def _group(printed: str) -> str:
+    return f"({printed})" if " " in printed else printed
+
+
+def _scaled(printed: str, stride: int) -> str:
+    return printed if stride == 1 else f"{_group(printed)} * {stride}"
 
 
 def text(e: Expr) -> str:
@@ -198,6 +222,9 @@ def text(e: Expr) -> str:
         kind = type_of(e.left.range.union(e.range))
         return f"({kind}({left}) {'<<' if e.op == 'shl' else '>>'} {_index(e.right)})"
     if e.op in ("lt", "le", "eq"):
+        whole = _whole(e.left), _whole(e.right)
+        if all(whole):
+            return f"({whole[0]} {_INFIX[e.op]} {whole[1]})"
         kind = type_of(e.left.range.union(e.right.range))
         return f"({kind}({left}) {_INFIX[e.op]} {kind}({right}))"
     # Sums and products of ap_int types are as wide as they have to be.
@@ -208,4 +235,4 @@ def text(e: Expr) -> str:
 def _wide(e: Expr) -> str:
     """Loop counters and numbers as ap_int types, so that no int overflows."""
     printed = text(e)
-    return f"{type_of(e.range)}({printed})" if isinstance(e, (Var, Const)) else printed
+    return f"{type_of(e.range)}({printed})" if isinstance(e, (Counter, Const)) else printed

@@ -113,10 +113,14 @@ class Const(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Var(Expr):
-    """A name: a loop's counter, a register, or a value that was named with `Let`."""
+    """A name: a loop's counter (`Counter`), a register, or a value that was named with `Let`."""
 
     name: str
     range: Range
+
+
+class Counter(Var):
+    """A loop's counter: an int in the printed code, as is what is added up of counters."""
 
 
 def expr(operand: Operand) -> Expr:
