@@ -1,0 +1,186 @@
+"""Exact requantisation: from an accumulator to codes of any scale, as a product and a shift.
+
+An integer sum stands for factor * sum + offset output steps, both rational: for a product of quantised numbers the
+factor is s_x s_w / s_y, as in Jacob et al., Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference (CVPR 2018), section 2.2. There, the factor is rounded to a multiplier of 31 bits and
+the result may differ from the formula's by one. Here, multiplier and shift are the least with which it never does.
+
+With M = ceil(factor 2^S) and C = ceil((offset + 1/2) 2^S - low (M - factor 2^S)), the number (sum M + C) / 2^S is
+at least factor sum + offset + 1/2 for every sum from `low` on, and so is its floor. Two functions of which one is
+nowhere smaller are equal where their sums over the interval are; and sums of floors of an arithmetic progression take
+a logarithmic number of steps (Graham, Knuth and Patashnik, Concrete Mathematics, 1994, section 3.5). So equality is
+proven for every sum, however many there are, for the least S that has it. Rounding is then half up; where a tie can be
+reached, it is found by comparing numbers that are equal in a tie alone, and its odd results go back by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from lowerkit.targets.fpga.formats import Bipolar, Format
+from lowerkit.targets.fpga.lang.expr import (
+    LARGEST,
+    Array,
+    Expr,
+    Operand,
+    Range,
+    Select,
+    Slice,
+    clamp,
+    equal,
+    expr,
+    maximum,
+    minimum,
+)
+from lowerkit.targets.fpga.lang.program import Builder
+
+HALF = Fraction(1, 2)
+
+
+def floor_sum(count: int, a: int, b: int, m: int) -> int:
+    """The sum of floor((a i + b) / m) for i from 0 to count - 1, for whole a and b, and m > 0."""
+    total = 0
+    while count > 0:
+        total += (count - 1) * count // 2 * (a // m) + count * (b // m)
+        a, b = a % m, b % m
+        last = a * count + b
+        if last < m:
+            break
+        # Count lattice points along the other axis.
+        count, a, b, m = last // m, m, last % m, a
+    return total
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a column's sums stand for: factor * sum + offset output steps, for sums of `numbers`."""
+
+    numbers: Range
+    factor: Fraction
+    offset: Fraction = Fraction(0)
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise ValueError(f"a factor of {self.factor}")
+
+    def held(self, least: int, most: int) -> Line:
+        """For the sums alone whose results may lie between two codes; all others saturate as the ends do."""
+        first = math.floor((least - 1 - self.offset) / self.factor)
+        last = math.ceil((most + 1 - self.offset) / self.factor)
+        low, high = self.numbers.low, self.numbers.high
+        return Line(
+            Range(min(max(low, first), high), max(min(high, last), low)), self.factor, self.offset
+        )
+
+    def halves(self) -> int:
+        """The sum over `numbers` of the results, rounded half up."""
+        return _total(self.numbers, self.factor, self.offset + HALF)
+
+    def tie(self) -> tuple[int, int, int] | None:
+        """(a, b, c): in a tie, and only there, sum a = result b - c, the result rounded half up; None without ties."""
+        # 2 (p sum + u) = (2 t - 1) d, divided by what 2 p and 2 d share: solvable only if that divides d + 2 u.
+        d = math.lcm(self.factor.denominator, self.offset.denominator)
+        p, u = int(self.factor * d), int(self.offset * d)
+        shared = math.gcd(2 * p, 2 * d)
+        if (d + 2 * u) % shared:
+            return None
+        a, b, c = 2 * p // shared, 2 * d // shared, (d + 2 * u) // shared
+        first = (-c * pow(a, -1, b)) % b if b > 1 else 0
+        low, high = self.numbers.low, self.numbers.high
+        return (a, b, c) if low + (first - low) % b <= high else None
+
+
+def _total(numbers: Range, slope: Fraction, start: Fraction) -> int:
+    """The sum of floor(slope n + start) over a range."""
+    d = math.lcm(slope.denominator, start.denominator)
+    p, q = int(slope * d), int(start * d)
+    return floor_sum(numbers.high - numbers.low + 1, p, numbers.low * p + q, d)
+
+
+def multipliers(lines: Sequence[Line]) -> tuple[int, list[int], list[int]]:
+    """The least shift S for all lines, and M and C of each. Raises ValueError where 63 bits do not suffice."""
+    wanted = [line.halves() for line in lines]
+    order = list(range(len(lines)))
+    for shift in range(62):
+        found: dict[int, tuple[int, int]] = {}
+        for place, i in enumerate(order):
+            line = lines[i]
+            scaled = line.factor * (1 << shift)
+            m = math.ceil(scaled)
+            c = math.ceil((line.offset + HALF) * (1 << shift) - line.numbers.low * (m - scaled))
+            ends = (line.numbers.low * m, line.numbers.high * m, line.numbers.low * m + c, line.numbers.high * m + c)
+            if max(map(abs, (*ends, m, c))) > LARGEST:
+                raise ValueError(f"sums from {line.numbers.low} to {line.numbers.high} need too wide a multiplier")
+            if _total(line.numbers, Fraction(m, 1 << shift), Fraction(c, 1 << shift)) != wanted[i]:
+                # What fails at one shift often fails at the next: ask it first.
+                order.insert(0, order.pop(place))
+                break
+            found[i] = (m, c)
+        else:
+            return shift, [found[i][0] for i in range(len(lines))], [found[i][1] for i in range(len(lines))]
+    raise ValueError("no multiplier of 63 bits is exact")
+
+
+class Requantise:
+    """Brings sums to codes of a format, exactly: factor sum + offset, rounded half to even, plus the zero's code."""
+
+    def __init__(self, k: Builder, label: str, lines: Sequence[Line], out: Format) -> None:
+        """A line for each column, or one for all. Raises ValueError where 63 bits do not suffice."""
+        self.k, self.label, self.out = k, label, out
+        self.bipolar = isinstance(out, Bipolar)
+        if self.bipolar:
+            # From this sum on, the number is not negative; one beyond the range is never reached.
+            first = [math.ceil(-line.offset / line.factor) for line in lines]
+            bounds = [min(max(n, line.numbers.low), line.numbers.high + 1) for n, line in zip(first, lines, strict=True)]
+            self.first = self._table("first", bounds)
+            return
+        least, most = out.range.low - out.zero, out.range.high - out.zero
+        held = [line.held(least, most) for line in lines]
+        self.low = self._table("low", [line.numbers.low for line in held])
+        self.high = self._table("high", [line.numbers.high for line in held])
+        self.holds_low = any(a.numbers.low > b.numbers.low for a, b in zip(held, lines, strict=True))
+        self.holds_high = any(a.numbers.high < b.numbers.high for a, b in zip(held, lines, strict=True))
+        self.shift, m, c = multipliers(held)
+        self.m, self.c = self._table("m", m), self._table("c", c)
+        ends = [(n.numbers.low * f, n.numbers.high * f) for n, f in zip(held, m, strict=True)]
+        self.product = Range(min(e[0] for e in ends), max(e[1] for e in ends))
+        raised = [(low + add, high + add) for (low, high), add in zip(ends, c, strict=True)]
+        self.raised = Range(min(r[0] for r in raised), max(r[1] for r in raised))
+        ties = [line.tie() for line in held]
+        self.ties = any(ties)
+        if self.ties:
+            # Where there are none: 0 = 2 t - 1, never true.
+            each = [tie or (0, 2, 1) for tie in ties]
+            self.a, self.b, self.d = (self._table(f"tie_{n}", [t[i] for t in each]) for i, n in enumerate("abd"))
+
+    def of(self, number: Operand, index: Operand = 0, label: str = "") -> Expr:
+        """The code of a sum of column `index`; `label` distinguishes uses in one kernel."""
+        name, k = f"{self.label}{label}", self.k
+        if self.bipolar:
+            return Select(self._at(self.first, index) <= number, expr(1), expr(-1))
+        held = expr(number)
+        if self.holds_low:
+            held = maximum(held, self._at(self.low, index))
+        if self.holds_high:
+            held = minimum(held, self._at(self.high, index))
+        held = k.let(f"{name}_held", held)
+        # Intervals do not know which multiplier goes with which sums.
+        product = k.let(f"{name}_product", held * self._at(self.m, index), self.product)
+        found = k.let(f"{name}_nearest", k.let(f"{name}_raised", product + self._at(self.c, index), self.raised) >> self.shift)
+        if self.ties:
+            tie = equal(held * self._at(self.a, index), found * self._at(self.b, index) - self._at(self.d, index))
+            found = k.let(f"{name}_even", Select(tie, found - Slice(found, 0, 1), found))
+        return clamp(found + self.out.zero if self.out.zero else found, self.out.range.low, self.out.range.high)
+
+    def _table(self, kind: str, numbers: list[int]) -> Array | int:
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        return self.k.constant(Array.constant(f"{self.k.name}_{self.label}_{kind}", np.array(numbers)))
+
+    def _at(self, table: Array | int, index: Operand) -> Operand:
+        return table if isinstance(table, int) else table[index]
