@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
@@ -133,7 +134,9 @@ class Affine:
             raise ValueError(f"an affine format of {self.width} bits; 2 to 32 are possible")
         _check_step(self.step)
         if not self.range.low <= self.zero <= self.range.high:
-            raise ValueError(f"the code of 0, {self.zero}, is not within {self.range.low} to {self.range.high}")
+            raise ValueError(
+                f"the code of 0, {self.zero}, is not within {self.range.low} to {self.range.high}"
+            )
 
     @property
     def scale(self) -> Fraction:
@@ -173,11 +176,13 @@ class Affine:
         The quotient of two float32 lies no closer to a tie, unless it is one, than float64 can tell.
         """
         whole = _rounded(np.asarray(x, np.float64) / self.step, rounding) + self.zero
-        return np.clip(whole, self.range.low, self.range.high).astype(np.int64)
+        codes: np.ndarray = np.clip(whole, self.range.low, self.range.high).astype(np.int64)
+        return codes
 
     def dequantise(self, k: np.ndarray) -> np.ndarray:
         """The numbers that integers stand for, float64."""
-        return (np.asarray(k, np.float64) - self.zero) * self.step
+        numbers: np.ndarray = (np.asarray(k, np.float64) - self.zero) * self.step
+        return numbers
 
     def __str__(self) -> str:
         narrow = ",narrow" if self.narrow else ""
@@ -193,7 +198,9 @@ class Bipolar:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    width, zero, signed = 2, 0, True
+    width: ClassVar[int] = 2
+    zero: ClassVar[int] = 0
+    signed: ClassVar[bool] = True
 
     @property
     def scale(self) -> Fraction:
@@ -262,10 +269,11 @@ def _rounded(scaled: np.ndarray, rounding: str) -> np.ndarray:
     if np.isnan(scaled).any():
         raise ValueError("NaN has no code")
     if rounding == "floor":
-        return np.floor(scaled)
-    if rounding == "half-up":
-        return np.floor(scaled + 0.5)
-    if rounding == "half-even":
-        whole: np.ndarray = np.round(scaled)
-        return whole
-    raise ValueError(f"no rounding {rounding!r}; there are {', '.join(ROUNDINGS)}")
+        whole: np.ndarray = np.floor(scaled)
+    elif rounding == "half-up":
+        whole = np.floor(scaled + 0.5)
+    elif rounding == "half-even":
+        whole = np.round(scaled)
+    else:
+        raise ValueError(f"no rounding {rounding!r}; there are {', '.join(ROUNDINGS)}")
+    return whole

@@ -16,13 +16,14 @@ reached, it is found by comparing numbers that are equal in a tie alone, and its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from lowerkit.targets.fpga.formats import Bipolar, Format
+from lowerkit.targets.fpga.formats import Bipolar, Fixed, Format
+from lowerkit.targets.fpga.kernels.narrow import narrow
 from lowerkit.targets.fpga.lang.expr import (
     LARGEST,
     Array,
@@ -44,16 +45,16 @@ HALF = Fraction(1, 2)
 
 def floor_sum(count: int, a: int, b: int, m: int) -> int:
     """The sum of floor((a i + b) / m) for i from 0 to count - 1, for whole a and b, and m > 0."""
-    total = 0
+    found = 0
     while count > 0:
-        total += (count - 1) * count // 2 * (a // m) + count * (b // m)
+        found += (count - 1) * count // 2 * (a // m) + count * (b // m)
         a, b = a % m, b % m
         last = a * count + b
         if last < m:
             break
         # Count lattice points along the other axis.
         count, a, b, m = last // m, m, last % m, a
-    return total
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,18 @@ class Line:
     factor: Fraction
     offset: Fraction = Fraction(0)
 
-    def __post_init__(self) -> None:
-        if self.factor <= 0:
-            raise ValueError(f"a factor of {self.factor}")
-
     def held(self, least: int, most: int) -> Line:
         """For the sums alone whose results may lie between two codes; all others saturate as the ends do."""
-        first = math.floor((least - 1 - self.offset) / self.factor)
-        last = math.ceil((most + 1 - self.offset) / self.factor)
         low, high = self.numbers.low, self.numbers.high
-        return Line(
-            Range(min(max(low, first), high), max(min(high, last), low)), self.factor, self.offset
-        )
+        if not self.factor:
+            return Line(Range(low, low), self.factor, self.offset)
+        ends = [(end - self.offset) / self.factor for end in (least - 1, most + 1)]
+        first, last = math.floor(min(ends)), math.ceil(max(ends))
+        return Line(Range(min(max(low, first), high), max(min(high, last), low)), self.factor, self.offset)
 
     def halves(self) -> int:
         """The sum over `numbers` of the results, rounded half up."""
-        return _total(self.numbers, self.factor, self.offset + HALF)
+        return total(self.numbers, self.factor, self.offset + HALF)
 
     def tie(self) -> tuple[int, int, int] | None:
         """(a, b, c): in a tie, and only there, sum a = result b - c, the result rounded half up; None without ties."""
@@ -95,8 +92,8 @@ class Line:
         return (a, b, c) if low + (first - low) % b <= high else None
 
 
-def _total(numbers: Range, slope: Fraction, start: Fraction) -> int:
-    """The sum of floor(slope n + start) over a range."""
+def total(numbers: Range, slope: Fraction, start: Fraction) -> int:
+    """The sum of floor(slope n + start) for every n of a range."""
     d = math.lcm(slope.denominator, start.denominator)
     p, q = int(slope * d), int(start * d)
     return floor_sum(numbers.high - numbers.low + 1, p, numbers.low * p + q, d)
@@ -113,10 +110,17 @@ def multipliers(lines: Sequence[Line]) -> tuple[int, list[int], list[int]]:
             scaled = line.factor * (1 << shift)
             m = math.ceil(scaled)
             c = math.ceil((line.offset + HALF) * (1 << shift) - line.numbers.low * (m - scaled))
-            ends = (line.numbers.low * m, line.numbers.high * m, line.numbers.low * m + c, line.numbers.high * m + c)
+            ends = (
+                line.numbers.low * m,
+                line.numbers.high * m,
+                line.numbers.low * m + c,
+                line.numbers.high * m + c,
+            )
             if max(map(abs, (*ends, m, c))) > LARGEST:
-                raise ValueError(f"sums from {line.numbers.low} to {line.numbers.high} need too wide a multiplier")
-            if _total(line.numbers, Fraction(m, 1 << shift), Fraction(c, 1 << shift)) != wanted[i]:
+                raise ValueError(
+                    f"sums from {line.numbers.low} to {line.numbers.high} need too wide a multiplier"
+                )
+            if total(line.numbers, Fraction(m, 1 << shift), Fraction(c, 1 << shift)) != wanted[i]:
                 # What fails at one shift often fails at the next: ask it first.
                 order.insert(0, order.pop(place))
                 break
@@ -134,9 +138,16 @@ class Requantise:
         self.k, self.label, self.out = k, label, out
         self.bipolar = isinstance(out, Bipolar)
         if self.bipolar:
+            if any(line.factor <= 0 for line in lines):
+                raise ValueError(
+                    f"{k.name}: no kernel for the sign of a product with a number that is not positive"
+                )
             # From this sum on, the number is not negative; one beyond the range is never reached.
             first = [math.ceil(-line.offset / line.factor) for line in lines]
-            bounds = [min(max(n, line.numbers.low), line.numbers.high + 1) for n, line in zip(first, lines, strict=True)]
+            bounds = [
+                min(max(n, line.numbers.low), line.numbers.high + 1)
+                for n, line in zip(first, lines, strict=True)
+            ]
             self.first = self._table("first", bounds)
             return
         least, most = out.range.low - out.zero, out.range.high - out.zero
@@ -147,7 +158,9 @@ class Requantise:
         self.holds_high = any(a.numbers.high < b.numbers.high for a, b in zip(held, lines, strict=True))
         self.shift, m, c = multipliers(held)
         self.m, self.c = self._table("m", m), self._table("c", c)
-        ends = [(n.numbers.low * f, n.numbers.high * f) for n, f in zip(held, m, strict=True)]
+        ends = [
+            sorted((line.numbers.low * f, line.numbers.high * f)) for line, f in zip(held, m, strict=True)
+        ]
         self.product = Range(min(e[0] for e in ends), max(e[1] for e in ends))
         raised = [(low + add, high + add) for (low, high), add in zip(ends, c, strict=True)]
         self.raised = Range(min(r[0] for r in raised), max(r[1] for r in raised))
@@ -156,13 +169,15 @@ class Requantise:
         if self.ties:
             # Where there are none: 0 = 2 t - 1, never true.
             each = [tie or (0, 2, 1) for tie in ties]
-            self.a, self.b, self.d = (self._table(f"tie_{n}", [t[i] for t in each]) for i, n in enumerate("abd"))
+            self.a, self.b, self.d = (
+                self._table(f"tie_{n}", [t[i] for t in each]) for i, n in enumerate("abd")
+            )
 
     def of(self, number: Operand, index: Operand = 0, label: str = "") -> Expr:
         """The code of a sum of column `index`; `label` distinguishes uses in one kernel."""
         name, k = f"{self.label}{label}", self.k
         if self.bipolar:
-            return Select(self._at(self.first, index) <= number, expr(1), expr(-1))
+            return Select(expr(number) >= self._at(self.first, index), expr(1), expr(-1))
         held = expr(number)
         if self.holds_low:
             held = maximum(held, self._at(self.low, index))
@@ -171,11 +186,18 @@ class Requantise:
         held = k.let(f"{name}_held", held)
         # Intervals do not know which multiplier goes with which sums.
         product = k.let(f"{name}_product", held * self._at(self.m, index), self.product)
-        found = k.let(f"{name}_nearest", k.let(f"{name}_raised", product + self._at(self.c, index), self.raised) >> self.shift)
+        found = k.let(
+            f"{name}_nearest",
+            k.let(f"{name}_raised", product + self._at(self.c, index), self.raised) >> self.shift,
+        )
         if self.ties:
-            tie = equal(held * self._at(self.a, index), found * self._at(self.b, index) - self._at(self.d, index))
+            tie = equal(
+                held * self._at(self.a, index), found * self._at(self.b, index) - self._at(self.d, index)
+            )
             found = k.let(f"{name}_even", Select(tie, found - Slice(found, 0, 1), found))
-        return clamp(found + self.out.zero if self.out.zero else found, self.out.range.low, self.out.range.high)
+        return clamp(
+            found + self.out.zero if self.out.zero else found, self.out.range.low, self.out.range.high
+        )
 
     def _table(self, kind: str, numbers: list[int]) -> Array | int:
         if len(set(numbers)) == 1:
@@ -184,3 +206,14 @@ class Requantise:
 
     def _at(self, table: Array | int, index: Operand) -> Operand:
         return table if isinstance(table, int) else table[index]
+
+
+def converted(k: Builder, x: Format, y: Format, rounding: str = "half-even") -> Callable[[Expr], Expr]:
+    """What turns a code of x into the code of y nearest to it; exactly, half to even, where a format is affine."""
+    if isinstance(x, Fixed) and isinstance(y, Fixed):
+        fraction = x.fraction
+        return lambda code: narrow(code, fraction, y, rounding)
+    if x == y:
+        return lambda code: code
+    factor = x.scale / y.scale
+    return Requantise(k, "y", [Line(x.range, factor, -x.zero * factor)], y).of
