@@ -79,7 +79,9 @@ def check_node(node: onnx.NodeProto, where: str) -> None:
     """Raises ModelError for what has no meaning here."""
     if node.op_type not in OPERATORS:
         raise ModelError(
-            f"no meaning is known for {node.op_type} of QONNX", node=where, hint="Quant and BipolarQuant have one"
+            f"no meaning is known for {node.op_type} of QONNX",
+            node=where,
+            hint="Quant and BipolarQuant have one",
         )
     mode = next((a.s.decode() for a in node.attribute if a.name == "rounding_mode"), "ROUND")
     if mode.upper() not in ("ROUND", "HALF_EVEN"):

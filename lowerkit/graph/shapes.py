@@ -128,7 +128,12 @@ def _is_computable(node: ir.Node) -> bool:
     subgraphs = any(
         a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
     )
-    return node.domain == "" and node.op_type not in _RANDOM | _STORAGE and len(node.inputs) > 0 and not subgraphs
+    return (
+        node.domain == ""
+        and node.op_type not in _RANDOM | _STORAGE
+        and len(node.inputs) > 0
+        and not subgraphs
+    )
 
 
 def _run(model: ir.Model, nodes: list[ir.Node], known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -70,7 +70,7 @@ def coded(value: ir.Value | None) -> Coded | None:
 
 
 def _dequantised(node: ir.Node) -> Coded | None:
-    codes = constant(node.inputs[0])
+    codes = _integers(node.inputs[0])
     if codes is None:
         return None
     scales = needed(node, 1)
@@ -86,6 +86,24 @@ def _dequantised(node: ir.Node) -> Coded | None:
         scales, zeros = scales.reshape(()), zeros.reshape(())
     found = codes.astype(np.int64) - zeros.astype(np.int64)
     return Coded(found.reshape(codes.shape), scales, _width(found))
+
+
+def _integers(value: ir.Value | None) -> np.ndarray | None:
+    """Constant codes, or what QuantizeLinear makes of a plain constant, as training leaves it."""
+    found, node = constant(value), value.producer() if value is not None else None
+    if found is not None or node is None or node.op_type != "QuantizeLinear":
+        return found
+    plain = constant(node.inputs[0])
+    if plain is None or value is None or value.dtype is None:
+        return None
+    scales = needed(node, 1)
+    zeros = needed(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
+    if scales.size > 1:
+        shape = [1] * plain.ndim
+        shape[node.attributes.get_int("axis", 1)] = scales.size
+        scales, zeros = scales.reshape(shape), zeros.reshape(shape) if zeros.size > 1 else zeros
+    whole = np.round(plain.astype(np.float64) / scales) + zeros
+    return np.clip(whole, value.dtype.min, value.dtype.max).astype(np.int64)  # type: ignore[arg-type]
 
 
 def _quant(node: ir.Node) -> Coded | None:
@@ -111,7 +129,9 @@ def quant_limits(node: ir.Node) -> tuple[int, int, int]:
     zero, width = int(zeros.item()), int(widths.item())
     if zero % 2:
         # It rounds after the zero is added, so that ties would go to odd distances from it.
-        raise UnsupportedError(f"no kernel for Quant with an odd zero point, {zero}", node=describe_node(node))
+        raise UnsupportedError(
+            f"no kernel for Quant with an odd zero point, {zero}", node=describe_node(node)
+        )
     narrow = node.attributes.get_int("narrow", 0)
     if node.attributes.get_int("signed", 1):
         return zero, narrow - (1 << (width - 1)), (1 << (width - 1)) - 1

@@ -13,7 +13,18 @@ from lowerkit.targets.fpga.formats import Affine, Bipolar, Fixed, Format
 
 #: Rounding after these is the same as rounding before: they move numbers, or keep their order and 0.
 _MONOTONE = frozenset(
-    {"Dropout", "Flatten", "Identity", "MaxPool", "Relu", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    {
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "MaxPool",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 _INTEGERS = {
     ir.DataType.INT4: (4, True),
@@ -36,7 +47,7 @@ def stated(model: ir.Model) -> dict[str, Format]:
     """
     found: dict[str, Format] = {}
     for node in model.graph:
-        if node.inputs and quantises(node) and known(node.inputs[0]) is None:
+        if quantises(node) and known(node.inputs[0]) is None and known(node.outputs[0]) is None:
             source, result = node.inputs[0], node.outputs[0]
             assert source is not None
             form = format_of(node)
@@ -67,8 +78,8 @@ def _ahead(value: ir.Value, found: dict[str, Format]) -> None:
             forms.add(format_of(node))
         elif node.op_type in _MONOTONE and use.idx == 0:
             form = found.get(node.outputs[0].name or "")
-            # A relu of two numbers of one sign is 0.
-            forms.add(None if isinstance(form, (Bipolar, Fixed)) else form)
+            # The sign of what is never below 0 is no sign of what was before.
+            forms.add(form if isinstance(form, Affine) else None)
         else:
             return
     if len(forms) == 1 and (form := forms.pop()) is not None:
@@ -86,13 +97,15 @@ def format_of(node: ir.Node) -> Format:
     """The format of the numbers that a node quantises to, or reads codes of. Raises UnsupportedError."""
     scales = needed(node, 1)
     if scales.size != 1:
-        raise UnsupportedError("no kernel for activations with a scale for each channel", node=describe_node(node))
+        raise UnsupportedError(
+            "no kernel for activations with a scale for each channel", node=describe_node(node)
+        )
     step = float(scales.item())
     try:
         if node.op_type == "BipolarQuant":
             return Bipolar(step)
         if node.op_type == "Quant":
-            zero, low, high = quant_limits(node)
+            zero, low, _ = quant_limits(node)
             narrow = bool(node.attributes.get_int("narrow", 0))
             return Affine(int(needed(node, 3).item()), step, zero, low < 0, narrow)
         integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]

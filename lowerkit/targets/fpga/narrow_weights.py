@@ -43,7 +43,9 @@ def coding(kind: str) -> Callable[[np.ndarray], Coding]:
     try:
         form = Fixed.parse(text)
     except ValueError:
-        raise ValueError(f"{kind!r} is no format of weights; write int8, ternary, binary or ap_fixed<8,2>") from None
+        raise ValueError(
+            f"{kind!r} is no format of weights; write int8, ternary, binary or ap_fixed<8,2>"
+        ) from None
     return lambda weights: (form.quantise(weights), [form] * weights.shape[1])
 
 

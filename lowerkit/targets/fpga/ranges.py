@@ -14,7 +14,8 @@ from lowerkit.graph.fusions.algebra import constant
 from lowerkit.passes import registry
 from lowerkit.passes.base import REPLACES
 from lowerkit.reference import Reference
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
+from lowerkit.targets.fpga.formats import parse as parse_format
 
 #: Room above the calibrated extremes; beyond it codes saturate.
 MARGIN = 1.25
@@ -122,12 +123,12 @@ def _whole(model: ir.Model) -> dict[str, int]:
     return found
 
 
-def parsed(formats: Mapping[str, str]) -> dict[str, Fixed]:
+def parsed(formats: Mapping[str, str]) -> dict[str, Format]:
     """Formats from a plan. Raises UnsupportedError that names the value."""
-    found = {}
+    found: dict[str, Format] = {}
     for name, text in formats.items():
         try:
-            found[name] = Fixed.parse(str(text))
+            found[name] = parse_format(str(text))
         except ValueError as error:
             raise UnsupportedError(f"format of value '{name}': {error}") from None
     return found

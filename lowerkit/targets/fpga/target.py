@@ -15,7 +15,9 @@ from lowerkit.targets.base import Runner, Target
 from lowerkit.targets.fpga import csim, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
+from lowerkit.targets.fpga.graph_formats import stated
 from lowerkit.targets.fpga.lowering import Context, design_of
+from lowerkit.targets.fpga.narrow_weights import coding
 
 PROJECT, DESCRIPTION = "hls", "fpga.json"
 
@@ -39,6 +41,7 @@ class FpgaTarget(Target):
         "formats": {},
         "multipliers": 64,
         "reuse": {},
+        "weights": {},
     }
 
     def blocker(self, node: ir.Node) -> str | None:
@@ -52,7 +55,8 @@ class FpgaTarget(Target):
         merged = _checked(options)
         seen = ranges.observed(model, samples)
         chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
-        return {**merged, "formats": {**chosen, **merged["formats"]}}
+        own = {name: str(form) for name, form in stated(model).items()}
+        return {**merged, "formats": {**chosen, **merged["formats"], **own}}
 
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Write the project to `hls/` and build its C-simulation."""
@@ -85,8 +89,14 @@ class FpgaTarget(Target):
 
 
 def _design(model: ir.Model, options: Mapping[str, Any]) -> Design:
+    products = [node.name or "" for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+    for name in sorted(options["weights"]):
+        if name not in products:
+            hint = f"nodes that may: {', '.join(products)}" if products else None
+            raise PlanError(f"option weights: node '{name}' is not there or has no weights", hint=hint)
+    formats = {**ranges.parsed(options["formats"]), **stated(model)}
     context = Context(
-        ranges.parsed(options["formats"]), options["weight_width"], options["reuse"], options["multipliers"]
+        formats, options["weight_width"], options["reuse"], options["weights"], options["multipliers"]
     )
     return design_of(model, context, CONVERTERS)
 
@@ -106,6 +116,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    for node, kind in merged["weights"].items():
+        try:
+            coding(str(kind))
+        except ValueError as error:
+            raise PlanError(f"option weights, node '{node}': {error}") from None
     return merged
 
 

@@ -22,8 +22,6 @@ def _quantise(context: Context, node: ir.Node) -> None:
     if x.format == form:
         context.view(source, result, form=shown)
         return
-    context.formats = {**context.formats, result.name or "": shown}
-    context.port(result)
     made = affine.scaled(context.name(node), x.shape, x.format, form)
     context.add(node, made, [source], result)
 

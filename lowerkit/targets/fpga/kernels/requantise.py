@@ -208,7 +208,9 @@ class Requantise:
         return table if isinstance(table, int) else table[index]
 
 
-def converted(k: Builder, x: Format, y: Format, rounding: str = "half-even") -> Callable[[Expr], Expr]:
+def converted(
+    k: Builder, x: Format, y: Format, rounding: str = "half-even", label: str = "y"
+) -> Callable[[Expr], Expr]:
     """What turns a code of x into the code of y nearest to it; exactly, half to even, where a format is affine."""
     if isinstance(x, Fixed) and isinstance(y, Fixed):
         fraction = x.fraction
@@ -216,4 +218,4 @@ def converted(k: Builder, x: Format, y: Format, rounding: str = "half-even") -> 
     if x == y:
         return lambda code: code
     factor = x.scale / y.scale
-    return Requantise(k, "y", [Line(x.range, factor, -x.zero * factor)], y).of
+    return Requantise(k, label, [Line(x.range, factor, -x.zero * factor)], y).of
