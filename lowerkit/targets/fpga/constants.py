@@ -103,7 +103,8 @@ def _integers(value: ir.Value | None) -> np.ndarray | None:
         shape[node.attributes.get_int("axis", 1)] = scales.size
         scales, zeros = scales.reshape(shape), zeros.reshape(shape) if zeros.size > 1 else zeros
     whole = np.round(plain.astype(np.float64) / scales) + zeros
-    return np.clip(whole, value.dtype.min, value.dtype.max).astype(np.int64)  # type: ignore[arg-type]
+    codes: np.ndarray = np.clip(whole, value.dtype.min, value.dtype.max).astype(np.int64)
+    return codes
 
 
 def _quant(node: ir.Node) -> Coded | None:

@@ -71,7 +71,7 @@ def _ahead(value: ir.Value, found: dict[str, Format]) -> None:
         return
     if known(value) is not None:
         return
-    forms = set()
+    forms: set[Format | None] = set()
     for use in uses:
         node = use.node
         if quantises(node) and use.idx == 0 and node.op_type != "DequantizeLinear":

@@ -138,18 +138,17 @@ def _codes(context: Context, node: ir.Node, weights: np.ndarray) -> tuple[np.nda
         return np.stack(codes, axis=1), list(fixed)
     # Laid out as the numbers are; a scale has to be that of its whole column.
     shape = stored.codes.shape
-    sides = [np.broadcast_to(a, shape) for a in (stored.codes, stored.scales)]
-    if len(shape) > 2:
-        sides = [a.reshape(shape[0], -1).T for a in sides]
-    elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
-        sides = [a.T for a in sides]
-    codes, scales = sides
+    whole, scales = stored.codes, np.broadcast_to(stored.scales, shape)
+    if node.op_type == "Conv":
+        whole, scales = whole.reshape(shape[0], -1).T, scales.reshape(shape[0], -1).T
+    elif node.attributes.get_int("transB", 0):
+        whole, scales = whole.T, scales.T
     if (scales != scales[:1]).any():
         raise UnsupportedError(
             "no kernel for weights with scales along the summed axis", node=describe_node(node)
         )
     steps = [float(scale) for scale in scales[0]]
-    return codes, [Bipolar(s) if stored.bipolar else Affine(stored.width, s) for s in steps]
+    return whole, [Bipolar(s) if stored.bipolar else Affine(stored.width, s) for s in steps]
 
 
 def _bias(

@@ -14,9 +14,10 @@ from lowerkit.targets.fpga.lowering import Context, Converter
 
 def _quantise(context: Context, node: ir.Node) -> None:
     """To codes of the node's format: integers for QuantizeLinear, numbers for QONNX's operators."""
-    source, result, form = node.inputs[0], node.outputs[0], format_of(node)
+    source, result = node.inputs[0], node.outputs[0]
     if known(source) is not None:
         return  # a constant, which what reads it takes in
+    form = format_of(node)
     shown = integer_format(result, node) if node.op_type == "QuantizeLinear" else form
     x = context.port(source)
     if x.format == form:
