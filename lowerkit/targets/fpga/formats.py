@@ -108,7 +108,8 @@ class Fixed:
 
     def dequantise(self, k: np.ndarray) -> np.ndarray:
         """The numbers that integers stand for, float64."""
-        return np.asarray(k, np.float64) * self.step
+        numbers: np.ndarray = np.asarray(k, np.float64) * self.step
+        return numbers
 
     def __str__(self) -> str:
         return f"ap_{'' if self.signed else 'u'}fixed<{self.width},{self.integer}>"

@@ -38,6 +38,7 @@ class FpgaTarget(Target):
         "clock_ns": 5,
         "part": "xczu9eg-ffvb1156-2-e",
         "noise": 0.0,
+        "clip": "range",
         "formats": {},
         "multipliers": 64,
         "reuse": {},
@@ -54,7 +55,7 @@ class FpgaTarget(Target):
         """The options, with a format for every value that has none, from its range on the samples."""
         merged = _checked(options)
         seen = ranges.observed(model, samples)
-        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
+        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None, merged["clip"])
         own = {name: str(form) for name, form in stated(model).items()}
         return {**merged, "formats": {**chosen, **merged["formats"], **own}}
 
@@ -116,6 +117,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    if merged["clip"] not in ("range", "error"):
+        raise PlanError(f"option clip must be 'range' or 'error', not {merged['clip']!r}")
     for node, kind in merged["weights"].items():
         try:
             coding(str(kind))
