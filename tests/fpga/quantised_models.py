@@ -54,7 +54,12 @@ def quantised(model: onnx.ModelProto, samples: list[np.ndarray], folder: Path, *
     """The file of the model quantised by onnxruntime, QDQ, with weights per channel."""
     plain, path = folder / "plain.onnx", folder / "qdq.onnx"
     onnx.save(model, plain)
-    given = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True, **options}
+    given = {
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+        **options,
+    }
     quantize_static(plain, path, Samples(samples), quant_format=QuantFormat.QDQ, **given)
     return path
 
@@ -67,7 +72,12 @@ def mlp(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("MatMul", ["r", "w2"], ["m"], "fc2"),
         helper.make_node("Add", ["m", "b2"], ["y"], "bias"),
     ]
-    weights = {"w1": f32(rng, 16, 12, scale=0.3), "b1": f32(rng, 16), "w2": f32(rng, 16, 5, scale=0.3), "b2": f32(rng, 5)}
+    weights = {
+        "w1": f32(rng, 16, 12, scale=0.3),
+        "b1": f32(rng, 16),
+        "w2": f32(rng, 16, 5, scale=0.3),
+        "b2": f32(rng, 5),
+    }
     return build(nodes, (1, 12), weights)
 
 
@@ -79,7 +89,9 @@ def cnn(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1, 1, 1, 1], group=2),
         helper.make_node("Add", ["r1", "c2"], ["a"], "residual"),
         helper.make_node("MaxPool", ["a"], ["p"], "max", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("AveragePool", ["p"], ["v"], "mean", kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 0, 0]),
+        helper.make_node(
+            "AveragePool", ["p"], ["v"], "mean", kernel_shape=[2, 2], strides=[2, 2], pads=[1, 1, 0, 0]
+        ),
         helper.make_node("Flatten", ["v"], ["f"], "flat"),
         helper.make_node("Gemm", ["f", "w3", "b3"], ["g"], "fc", transB=1),
         helper.make_node("Softmax", ["g"], ["y"], "softmax"),
@@ -94,7 +106,9 @@ def cnn(rng: np.random.Generator) -> onnx.ModelProto:
 
 def _quant(source: str, target: str, name: str, bits: str, **attributes: object) -> onnx.NodeProto:
     given = {"signed": 1, "narrow": 0, "rounding_mode": "ROUND", **attributes}
-    return helper.make_node("Quant", [source, f"{name}.s", "zero", bits], [target], name, domain=QONNX, **given)
+    return helper.make_node(
+        "Quant", [source, f"{name}.s", "zero", bits], [target], name, domain=QONNX, **given
+    )
 
 
 def qonnx_mlp(rng: np.random.Generator) -> onnx.ModelProto:
@@ -113,7 +127,19 @@ def qonnx_mlp(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("MatMul", ["a2", "w3q"], ["h3"], "fc3"),
         _quant("h3", "y", "qy", "b8"),
     ]
-    scalars = {"zero": 0.0, "b8": 8, "b4": 4, "b3": 3, "b2": 2, "one": 1.0, "qx.s": 0.03, "qa.s": 0.37, "q2.s": 0.21, "q3.s": 0.11, "qy.s": 0.013}
+    scalars = {
+        "zero": 0.0,
+        "b8": 8,
+        "b4": 4,
+        "b3": 3,
+        "b2": 2,
+        "one": 1.0,
+        "qx.s": 0.03,
+        "qa.s": 0.37,
+        "q2.s": 0.21,
+        "q3.s": 0.11,
+        "qy.s": 0.013,
+    }
     weights = {name: np.float32(number) for name, number in scalars.items()}
     weights |= {
         "w1": f32(rng, 10, 12, scale=0.5), "bias": f32(rng, 12), "q1.s": (0.05 + rng.random((1, 12)) / 10).astype(np.float32),

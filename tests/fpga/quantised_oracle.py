@@ -41,7 +41,11 @@ def _round(array: np.ndarray) -> np.ndarray:
 
 
 def _along(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
-    return array.reshape([-1 if a == axis % rank else 1 for a in range(rank)]) if array.size > 1 else array.reshape(())
+    return (
+        array.reshape([-1 if a == axis % rank else 1 for a in range(rank)])
+        if array.size > 1
+        else array.reshape(())
+    )
 
 
 def _node(node: ir.Node, get) -> np.ndarray:  # type: ignore[no-untyped-def]
@@ -103,6 +107,8 @@ def _qonnx(node: ir.Node, get) -> np.ndarray:  # type: ignore[no-untyped-def]
     if node.op_type == "BipolarQuant":
         return np.where(x >= 0, Fraction(1), Fraction(-1)) * scale
     zero, bits = get(node, 2), int(get(node, 3).item())
-    signed, narrow = (node.attributes.get_int(name, default) for name, default in (("signed", 1), ("narrow", 0)))
+    signed, narrow = (
+        node.attributes.get_int(name, default) for name, default in (("signed", 1), ("narrow", 0))
+    )
     low, high = (narrow - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1 - narrow)
     return (_round(np.clip(x / scale + zero, low, high)) - zero) * scale

@@ -11,7 +11,6 @@ import pytest
 import quantised_models as models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
 
 import lowerkit
 from lowerkit import pipeline
@@ -19,7 +18,7 @@ from lowerkit.errors import PlanError
 from lowerkit.pipeline import Stages
 from lowerkit.targets.fpga.clipping import Histogram, clipped, error
 from lowerkit.targets.fpga.design import codes_of, numbers_of, simulate
-from lowerkit.targets.fpga.formats import Affine, Bipolar, Fixed, Format
+from lowerkit.targets.fpga.formats import Affine, Fixed, Format
 from lowerkit.targets.fpga.kernels.linear import linear
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.narrow_weights import SCALE_BITS, coding
@@ -62,7 +61,9 @@ def test_products_are_exact_and_signs_need_no_multipliers(data: st.DataObject) -
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     inner, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     kind = data.draw(st.sampled_from(["binary", "ternary", "int4"]))
-    x, y = data.draw(st.sampled_from([(Fixed(8, 3), Fixed(9, 4)), (Affine(8, 0.0625, 17, False), Affine(6, 0.3125, -4))]))
+    x, y = data.draw(
+        st.sampled_from([(Fixed(8, 3), Fixed(9, 4)), (Affine(8, 0.0625, 17, False), Affine(6, 0.3125, -4))])
+    )
     codes, formats = coding(kind)(rng.standard_normal((inner, columns)))
     bias = rng.standard_normal(columns)
     kernel, cost = linear("f", (), codes, x, formats, y, offset=bias)
@@ -74,11 +75,11 @@ def test_products_are_exact_and_signs_need_no_multipliers(data: st.DataObject) -
             number = (terms * x.scale * formats[c].scale + Fraction(float(bias[c]))) / y.scale
             assert found[n, c] == min(max(round(number) + y.zero, y.range.low), y.range.high)
     if kind == "binary":
-        assert cost.multipliers <= 3 * columns
+        assert cost.multipliers <= columns
         weights = next(a for a in kernel.constants if a.name == "f_w")
         assert weights.range.bits == 1
     elif kind == "ternary" and (np.abs(codes) <= 1).all():
-        assert cost.multipliers <= 3 * columns
+        assert cost.multipliers <= columns
 
 
 def _mlp(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
@@ -104,7 +105,9 @@ def test_a_plan_chooses_the_weights_of_a_node(tmp_path: Path) -> None:
     # 192 products, and at most a multiplier for each column.
     assert costs[0]["fc1"] <= 16 < costs[1]["fc1"]
     x = {"x": np.concatenate(samples)}
-    weights = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in onnx.load(path).graph.initializer}
+    weights = {
+        t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in onnx.load(path).graph.initializer
+    }
     first = numbers(*coding("ternary")(weights["w1"].T))
     second = numbers(*coding("int8")(weights["w2"]))
     wanted = np.maximum(x["x"] @ first + weights["b1"], 0) @ second + weights["b2"]
@@ -119,7 +122,12 @@ def test_a_plan_chooses_the_weights_of_a_node(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [({"fc1": "float"}, "write int8"), ({"fc1": "int64"}, "2 to 16"), ({"gone": "int8"}, "not there"), ({"relu": "int8"}, "no weights")],
+    [
+        ({"fc1": "float"}, "write int8"),
+        ({"fc1": "int64"}, "2 to 16"),
+        ({"gone": "int8"}, "not there"),
+        ({"relu": "int8"}, "no weights"),
+    ],
 )
 def test_what_a_plan_cannot_ask_for_is_refused(tmp_path: Path, weights: dict[str, str], message: str) -> None:
     path, samples = _mlp(tmp_path)
@@ -134,7 +142,9 @@ def test_histograms_count_everything_wherever_they_started() -> None:
     for part in np.split(x, 10):
         seen.add(part)
     assert seen.counts.sum() == 5000
-    np.testing.assert_array_equal(seen.counts, np.histogram(x, len(seen.counts), (-seen.reach, seen.reach))[0])
+    np.testing.assert_array_equal(
+        seen.counts, np.histogram(x, len(seen.counts), (-seen.reach, seen.reach))[0]
+    )
 
 
 def test_clipping_never_errs_more_and_gives_up_rare_ends() -> None:

@@ -8,14 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import pytest
 import quantised_models as models
 import quantised_oracle as exact
-from onnx import helper
 
 import lowerkit
 from lowerkit import pipeline
-from lowerkit.errors import LowerkitError, ModelError
 from lowerkit.pipeline import Stages
 from lowerkit.reference import Reference
 from lowerkit.targets.fpga.design import Design, codes_of, simulate
@@ -57,7 +54,9 @@ def check(path: Path, samples: list[np.ndarray], tmp_path: Path, simulated: int 
     target.emit(model.clone(), options, tmp_path / "out")
     runner = target.open(tmp_path / "out", options)
     rng = np.random.default_rng(5)
-    codes = codes_of(design, {"x": np.concatenate([models.f32(rng, *samples[0].shape) for _ in range(simulated)])})
+    codes = codes_of(
+        design, {"x": np.concatenate([models.f32(rng, *samples[0].shape) for _ in range(simulated)])}
+    )
     np.testing.assert_array_equal(
         runner.codes(codes)["y"].reshape(simulated, -1), simulate(design, codes)["y"].reshape(simulated, -1)
     )

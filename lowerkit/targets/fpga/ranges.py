@@ -16,7 +16,6 @@ from lowerkit.passes.base import REPLACES
 from lowerkit.reference import Reference
 from lowerkit.targets.fpga.clipping import Histogram, clipped
 from lowerkit.targets.fpga.formats import Fixed, Format
-from lowerkit.targets.fpga.clipping import Histogram, clipped
 from lowerkit.targets.fpga.formats import parse as parse_format
 
 #: Room above the calibrated extremes; beyond it codes saturate.

@@ -10,9 +10,9 @@ import numpy as np
 
 from lowerkit.targets.fpga.formats import Bipolar, Format
 from lowerkit.targets.fpga.kernels.lanes import broadcast, elements
-from lowerkit.targets.fpga.kernels.requantise import HALF, Line, Requantise, total
+from lowerkit.targets.fpga.kernels.requantise import HALF, Line, Requantise, small, total
 from lowerkit.targets.fpga.kernels.schedule import Built, built
-from lowerkit.targets.fpga.lang.expr import LARGEST, Expr, Operand, Range, Select, Slice, clamp, equal
+from lowerkit.targets.fpga.lang.expr import Expr, Operand, Range, Select, Slice, clamp
 from lowerkit.targets.fpga.lang.program import Builder
 
 Shape = Sequence[int]
@@ -112,47 +112,39 @@ class Pair:
             raise ValueError(f"{k.name}: no exact sum of two formats of more than {WIDEST} bits")
         self.k, self.out = k, out
         lines = [Line(a, p, q * n + c) for n in range(b.low, b.high + 1)]
-        wanted = [line.halves() for line in lines]
+        wanted, ties = [line.halves() for line in lines], sum(line.ties() for line in lines)
         for self.shift in range(62):
             unit = 1 << self.shift
             self.m, self.n = math.ceil(p * unit), math.ceil(q * unit)
+            over = (self.m - p * unit, self.n - q * unit)
             # At least the exact number for every a and b.
-            self.c = math.ceil((c + HALF) * unit - a.low * (self.m - p * unit) - b.low * (self.n - q * unit))
-            starts = (Fraction(self.n * n + self.c, unit) for n in range(b.low, b.high + 1))
-            if all(
-                total(a, Fraction(self.m, unit), start) == sums
-                for start, sums in zip(starts, wanted, strict=True)
+            self.c = math.ceil((c + HALF) * unit - a.low * over[0] - b.low * over[1])
+            starts = [self.n * n + self.c for n in range(b.low, b.high + 1)]
+            slope = Fraction(self.m, unit)
+            if any(
+                total(a, slope, Fraction(at, unit)) != sums for at, sums in zip(starts, wanted, strict=True)
             ):
+                continue
+            self.rest = 0
+            if ties:
+                self.rest = math.floor(a.high * over[0] + b.high * over[1] + self.c - (c + HALF) * unit) + 1
+            if self.rest < unit and sum(small(a, slope, at, unit, self.rest) for at in starts) == ties:
                 break
         else:
             raise ValueError(f"{k.name}: no multipliers of 63 bits are exact")
-        self.tie: tuple[int, int, int, int] | None = None
-        if any(line.tie() for line in lines):
-            self.tie = _tie(p, q, c)
 
     def of(self, a: Expr, b: Expr) -> Expr:
         """The code."""
         if self.swapped:
             a, b = b, a
-        found = self.k.let("nearest", (a * self.m + b * self.n + self.c) >> self.shift)
-        if self.tie is not None:
-            first, second, third, constant = self.tie
-            tie = equal(a * first + b * second + constant, found * third)
+        raised = self.k.let("raised", a * self.m + b * self.n + self.c)
+        found = self.k.let("nearest", raised >> self.shift)
+        if self.rest:
+            tie = Slice(raised, 0, self.shift) < self.rest
             found = self.k.let("even", Select(tie, found - Slice(found, 0, 1), found))
         return clamp(
             found + self.out.zero if self.out.zero else found, self.out.range.low, self.out.range.high
         )
-
-
-def _tie(p: Fraction, q: Fraction, c: Fraction) -> tuple[int, int, int, int]:
-    """(i, j, l, n): a i + b j + n = result l in a tie of p a + q b + c, and only there."""
-    d = math.lcm(p.denominator, q.denominator, c.denominator)
-    found = [2 * int(p * d), 2 * int(q * d), 2 * d, d + 2 * int(c * d)]
-    shared = math.gcd(*found)
-    i, j, result, n = (number // shared for number in found)
-    if max(map(abs, (i, j, result, n))) > LARGEST >> 20:
-        raise ValueError("ties of a sum need more than 63 bits to be found")
-    return i, j, result, n
 
 
 def _flat(index: Sequence[Operand], shape: Sequence[int]) -> Operand:

@@ -9,8 +9,9 @@ With M = ceil(factor 2^S) and C = ceil((offset + 1/2) 2^S - low (M - factor 2^S)
 at least factor sum + offset + 1/2 for every sum from `low` on, and so is its floor. Two functions of which one is
 nowhere smaller are equal where their sums over the interval are; and sums of floors of an arithmetic progression take
 a logarithmic number of steps (Graham, Knuth and Patashnik, Concrete Mathematics, 1994, section 3.5). So equality is
-proven for every sum, however many there are, for the least S that has it. Rounding is then half up; where a tie can be
-reached, it is found by comparing numbers that are equal in a tie alone, and its odd results go back by one.
+proven for every sum, however many there are, for the least S that has it. Rounding is then half up. In a tie, what is
+left below the shift is small, at most high (M - factor 2^S) and the rounding of C; S is such that as many sums leave so
+little as there are ties, which are counted by a congruence. So those are the ties, and their odd results go back by one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from lowerkit.targets.fpga.lang.expr import (
     Select,
     Slice,
     clamp,
-    equal,
     expr,
     maximum,
     minimum,
@@ -78,18 +78,18 @@ class Line:
         """The sum over `numbers` of the results, rounded half up."""
         return total(self.numbers, self.factor, self.offset + HALF)
 
-    def tie(self) -> tuple[int, int, int] | None:
-        """(a, b, c): in a tie, and only there, sum a = result b - c, the result rounded half up; None without ties."""
+    def ties(self) -> int:
+        """How many sums of `numbers` stand for a number half way between two steps."""
         # 2 (p sum + u) = (2 t - 1) d, divided by what 2 p and 2 d share: solvable only if that divides d + 2 u.
         d = math.lcm(self.factor.denominator, self.offset.denominator)
         p, u = int(self.factor * d), int(self.offset * d)
         shared = math.gcd(2 * p, 2 * d)
         if (d + 2 * u) % shared:
-            return None
+            return 0
         a, b, c = 2 * p // shared, 2 * d // shared, (d + 2 * u) // shared
         first = (-c * pow(a, -1, b)) % b if b > 1 else 0
         low, high = self.numbers.low, self.numbers.high
-        return (a, b, c) if low + (first - low) % b <= high else None
+        return (high - low - (first - low) % b) // b + 1
 
 
 def total(numbers: Range, slope: Fraction, start: Fraction) -> int:
@@ -99,35 +99,49 @@ def total(numbers: Range, slope: Fraction, start: Fraction) -> int:
     return floor_sum(numbers.high - numbers.low + 1, p, numbers.low * p + q, d)
 
 
-def multipliers(lines: Sequence[Line]) -> tuple[int, list[int], list[int]]:
-    """The least shift S for all lines, and M and C of each. Raises ValueError where 63 bits do not suffice."""
-    wanted = [line.halves() for line in lines]
+def multipliers(lines: Sequence[Line]) -> tuple[int, list[int], list[int], list[int]]:
+    """The least shift S for all lines; M, C, and the bound of what is left of a tie, 0 without ties, of each.
+
+    Raises ValueError where 63 bits do not suffice.
+    """
+    wanted, ties = [line.halves() for line in lines], [line.ties() for line in lines]
     order = list(range(len(lines)))
     for shift in range(62):
-        found: dict[int, tuple[int, int]] = {}
+        found: dict[int, tuple[int, int, int]] = {}
         for place, i in enumerate(order):
-            line = lines[i]
-            scaled = line.factor * (1 << shift)
-            m = math.ceil(scaled)
-            c = math.ceil((line.offset + HALF) * (1 << shift) - line.numbers.low * (m - scaled))
-            ends = (
-                line.numbers.low * m,
-                line.numbers.high * m,
-                line.numbers.low * m + c,
-                line.numbers.high * m + c,
-            )
-            if max(map(abs, (*ends, m, c))) > LARGEST:
-                raise ValueError(
-                    f"sums from {line.numbers.low} to {line.numbers.high} need too wide a multiplier"
-                )
-            if total(line.numbers, Fraction(m, 1 << shift), Fraction(c, 1 << shift)) != wanted[i]:
+            each = _multiplier(lines[i], shift, wanted[i], ties[i])
+            if each is None:
                 # What fails at one shift often fails at the next: ask it first.
                 order.insert(0, order.pop(place))
                 break
-            found[i] = (m, c)
+            found[i] = each
         else:
-            return shift, [found[i][0] for i in range(len(lines))], [found[i][1] for i in range(len(lines))]
+            m, c, rest = (list(column) for column in zip(*(found[i] for i in range(len(lines))), strict=True))
+            return shift, m, c, rest
     raise ValueError("no multiplier of 63 bits is exact")
+
+
+def _multiplier(line: Line, shift: int, wanted: int, ties: int) -> tuple[int, int, int] | None:
+    """M, C and the bound of ties at a shift, or None where they are not exact. Raises ValueError past 63 bits."""
+    numbers, unit = line.numbers, 1 << shift
+    scaled, start = line.factor * unit, (line.offset + HALF) * unit
+    m = math.ceil(scaled)
+    c = math.ceil(start - numbers.low * (m - scaled))
+    ends = (numbers.low * m, numbers.high * m, numbers.low * m + c, numbers.high * m + c, m, c)
+    if max(map(abs, ends)) > LARGEST:
+        raise ValueError(f"sums from {numbers.low} to {numbers.high} need a multiplier of more than 63 bits")
+    slope = Fraction(m, unit)
+    if total(numbers, slope, Fraction(c, unit)) != wanted:
+        return None
+    if not ties:
+        return m, c, 0
+    rest = math.floor(numbers.high * (m - scaled) + c - start) + 1
+    return (m, c, rest) if rest < unit and small(numbers, slope, c, unit, rest) == ties else None
+
+
+def small(numbers: Range, slope: Fraction, start: int, unit: int, rest: int) -> int:
+    """For how many n of a range the bits of (slope unit n + start) below `unit` are less than `rest`."""
+    return total(numbers, slope, Fraction(start, unit)) - total(numbers, slope, Fraction(start - rest, unit))
 
 
 class Requantise:
@@ -156,7 +170,7 @@ class Requantise:
         self.high = self._table("high", [line.numbers.high for line in held])
         self.holds_low = any(a.numbers.low > b.numbers.low for a, b in zip(held, lines, strict=True))
         self.holds_high = any(a.numbers.high < b.numbers.high for a, b in zip(held, lines, strict=True))
-        self.shift, m, c = multipliers(held)
+        self.shift, m, c, rest = multipliers(held)
         self.m, self.c = self._table("m", m), self._table("c", c)
         ends = [
             sorted((line.numbers.low * f, line.numbers.high * f)) for line, f in zip(held, m, strict=True)
@@ -164,14 +178,8 @@ class Requantise:
         self.product = Range(min(e[0] for e in ends), max(e[1] for e in ends))
         raised = [(low + add, high + add) for (low, high), add in zip(ends, c, strict=True)]
         self.raised = Range(min(r[0] for r in raised), max(r[1] for r in raised))
-        ties = [line.tie() for line in held]
-        self.ties = any(ties)
-        if self.ties:
-            # Where there are none: 0 = 2 t - 1, never true.
-            each = [tie or (0, 2, 1) for tie in ties]
-            self.a, self.b, self.d = (
-                self._table(f"tie_{n}", [t[i] for t in each]) for i, n in enumerate("abd")
-            )
+        self.ties = any(rest)
+        self.rest = self._table("rest", rest)
 
     def of(self, number: Operand, index: Operand = 0, label: str = "") -> Expr:
         """The code of a sum of column `index`; `label` distinguishes uses in one kernel."""
@@ -186,14 +194,10 @@ class Requantise:
         held = k.let(f"{name}_held", held)
         # Intervals do not know which multiplier goes with which sums.
         product = k.let(f"{name}_product", held * self._at(self.m, index), self.product)
-        found = k.let(
-            f"{name}_nearest",
-            k.let(f"{name}_raised", product + self._at(self.c, index), self.raised) >> self.shift,
-        )
+        raised = k.let(f"{name}_raised", product + self._at(self.c, index), self.raised)
+        found = k.let(f"{name}_nearest", raised >> self.shift)
         if self.ties:
-            tie = equal(
-                held * self._at(self.a, index), found * self._at(self.b, index) - self._at(self.d, index)
-            )
+            tie = Slice(raised, 0, self.shift) < self._at(self.rest, index)
             found = k.let(f"{name}_even", Select(tie, found - Slice(found, 0, 1), found))
         return clamp(
             found + self.out.zero if self.out.zero else found, self.out.range.low, self.out.range.high
