@@ -32,13 +32,14 @@ def build(
     *,
     qonnx: bool = False,
     opset: int = 17,
+    rank: int = 2,
 ) -> onnx.ModelProto:
     """A model from `x` of a shape to `y`."""
     graph = helper.make_graph(
         nodes,
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, "columns"))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, *(f"n{i}" for i in range(rank - 1))))],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     domains = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(QONNX, 1)] if qonnx else [])
@@ -102,6 +103,24 @@ def cnn(rng: np.random.Generator) -> onnx.ModelProto:
         "w3": f32(rng, 5, 16, scale=0.5), "b3": f32(rng, 5, scale=0.3),
     }  # fmt: skip
     return build(nodes, (1, 2, 8, 8), weights)
+
+
+def attention(rng: np.random.Generator) -> onnx.ModelProto:
+    """A head with a residual, a sigmoid and a mean."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["q"], "query"),
+        helper.make_node("Transpose", ["q"], ["k"], "key", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k"], ["l"], "logits"),
+        helper.make_node("Mul", ["l", "factor"], ["m"], "scale"),
+        helper.make_node("Softmax", ["m"], ["p"], "softmax"),
+        helper.make_node("MatMul", ["p", "q"], ["o"], "head"),
+        helper.make_node("Add", ["x", "o"], ["r"], "residual"),
+        helper.make_node("Sigmoid", ["r"], ["s"], "sigmoid"),
+        helper.make_node("Mul", ["r", "s"], ["y"], "gate"),
+    ]
+    return build(
+        nodes, (1, 6, 8), {"w": f32(rng, 8, 8, scale=0.4), "factor": np.asarray(np.float32(0.35))}, rank=3
+    )
 
 
 def _quant(source: str, target: str, name: str, bits: str, **attributes: object) -> onnx.NodeProto:

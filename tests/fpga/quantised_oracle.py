@@ -71,8 +71,12 @@ def _node(node: ir.Node, get) -> np.ndarray:  # type: ignore[no-untyped-def]
         return np.maximum(a, Fraction(0))
     if node.op_type == "Flatten":
         return a.reshape(a.shape[0], -1)
+    if node.op_type == "Transpose":
+        return a.transpose(node.attributes.get_ints("perm", ()))
+    if node.op_type == "Sigmoid":
+        return 1 / (1 + np.exp(-a.astype(np.float64)))
     if node.op_type == "Softmax":
-        e = np.exp(a.astype(np.float64) - float(a.max()))
+        e = np.exp(a.astype(np.float64) - a.astype(np.float64).max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
     if node.op_type in ("Conv", "MaxPool", "AveragePool"):
         return _windows(node, a, get, ints("pads", (0, 0, 0, 0)), ints("strides", (1, 1)))

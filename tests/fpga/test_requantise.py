@@ -127,7 +127,7 @@ def test_sums_of_26_bits_are_proven_without_trying_them() -> None:
 
 def test_what_needs_more_than_63_bits_is_refused() -> None:
     factor = Fraction(float(np.float32(1e-7))) / Fraction(float(np.float32(0.37)))
-    with pytest.raises(ValueError, match="63 bits|too wide"):
+    with pytest.raises(ValueError, match="63 bits"):
         multipliers([Line(Range(-(2**45), 2**45), factor)])
 
 
@@ -137,7 +137,8 @@ def test_sums_of_two_are_exact(a: Affine, b: Affine, y: Format, negate: bool) ->
     try:
         kernel, _ = affine.add("f", (1,), (1,), a, b, y, negate=negate)
     except ValueError as error:
-        assert "63 bits" in str(error)
+        if "63 bits" not in str(error):
+            raise
         return
     pairs = [
         (p, q) for p in range(a.range.low, a.range.high + 1) for q in range(b.range.low, b.range.high + 1)

@@ -1,8 +1,8 @@
 """Formats narrower than the numbers' range, where that costs less than it gains.
 
-A format with one integer bit less has half the step, and saturates what lies beyond. What is least is the mean square of
-both errors together: clipped numbers' distance to the format's end, and step^2 / 12 for all others, as in Banner et al.,
-Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment (NeurIPS 2019), section 3, whose
+A format with one integer bit less has half the step, and saturates what lies beyond. What is least is the mean square
+of both errors together: clipped numbers' distance to the format's end, and step^2 / 12 for all others, as in Banner et
+al., Post-training 4-bit Quantization of Convolution Networks for Rapid-Deployment (NeurIPS 2019), section 3, whose
 distributions are here the histogram of what was observed.
 """
 

@@ -104,7 +104,8 @@ class Fixed:
     def quantise(self, x: np.ndarray, rounding: str = "half-even") -> np.ndarray:
         """The integers k nearest to x, saturated; int64. Raises ValueError for NaN."""
         whole = _rounded(np.asarray(x, np.float64) * 2.0**self.fraction, rounding)
-        return np.clip(whole, self.range.low, self.range.high).astype(np.int64)
+        codes: np.ndarray = np.clip(whole, self.range.low, self.range.high).astype(np.int64)
+        return codes
 
     def dequantise(self, k: np.ndarray) -> np.ndarray:
         """The numbers that integers stand for, float64."""
