@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
 from lowerkit.targets.fpga.formats import Affine, Bipolar, Fixed, Format
-from lowerkit.targets.fpga.kernels.norm import normalise
+from lowerkit.targets.fpga.kernels.norm import GUARD, normalise
 from lowerkit.targets.fpga.kernels.schedule import built
 from lowerkit.targets.fpga.lowering import Context, Converter, numbers
 
@@ -44,7 +44,7 @@ def _norm(context: Context, node: ir.Node) -> None:
             raise UnsupportedError("no kernel for root mean squares to this format", node=describe_node(node))
     made = normalise(
         context.name(node), x.shape, source, target, gamma=gamma, beta=beta, rms=rms, epsilon=epsilon,
-        parameters=bits,
+        parameters=bits, guard=GUARD if isinstance(y.format, Fixed) else FINER,
     )  # fmt: skip
     rows = math.prod(x.shape[:-1])
     context.add(node, built(made.kernel, rows), [node.inputs[0]], node.outputs[0])
@@ -57,6 +57,8 @@ def _whole(form: Format) -> Fixed:
     return Fixed(form.width, form.width, form.signed)
 
 
+#: Bits of products behind an output step where it is to be what exact arithmetic rounds to, but close to ties.
+FINER = 10
 #: With the output's scale among them, they decide how many results round as exact ones do.
 EXACTER = 20
 #: Gamma and beta are few: narrower than this saves nothing.
