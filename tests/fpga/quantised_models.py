@@ -161,7 +161,8 @@ def qonnx_mlp(rng: np.random.Generator) -> onnx.ModelProto:
     }
     weights = {name: np.float32(number) for name, number in scalars.items()}
     weights |= {
-        "w1": f32(rng, 10, 12, scale=0.5), "bias": f32(rng, 12), "q1.s": (0.05 + rng.random((1, 12)) / 10).astype(np.float32),
+        "w1": f32(rng, 10, 12, scale=0.5), "bias": f32(rng, 12),
+        "q1.s": (0.05 + rng.random((1, 12)) / 10).astype(np.float32),
         "w2": f32(rng, 12, 9, scale=0.2), "w3": f32(rng, 9, 4),
     }  # fmt: skip
     return build(nodes, (1, 10), {n: np.asarray(a) for n, a in weights.items()}, qonnx=True)

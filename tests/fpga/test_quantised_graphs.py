@@ -128,7 +128,8 @@ def test_weights_quantised_in_the_graph_are_the_codes_of_their_quantisation(tmp_
     """What training leaves: QuantizeLinear and DequantizeLinear of float weights."""
     rng = np.random.default_rng(8)
     weights = {
-        "w": models.f32(rng, 6, 4), "s": np.float32(0.05) * np.arange(1, 5, dtype=np.float32), "z": np.zeros(4, np.int8),
+        "w": models.f32(rng, 6, 4), "s": np.float32(0.05) * np.arange(1, 5, dtype=np.float32),
+        "z": np.zeros(4, np.int8),
         "sx": np.array(0.031, np.float32), "zx": np.array(7, np.int8),
     }  # fmt: skip
     nodes = [
@@ -178,7 +179,7 @@ def test_what_qonnx_says_and_is_not_understood_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="no meaning is known for Trunc"):
         lowerkit.load(str(path))
     onnx.save(_quant(), path)
-    with pytest.raises(UnsupportedError, match="'quant'.*odd zero point"):
+    with pytest.raises(UnsupportedError, match=r"'quant'.*odd zero point"):
         lowered(path, [np.zeros((1, 3), np.float32)])
 
 

@@ -7,11 +7,12 @@ the result may differ from the formula's by one. Here, multiplier and shift are 
 
 With M = ceil(factor 2^S) and C = ceil((offset + 1/2) 2^S - low (M - factor 2^S)), the number (sum M + C) / 2^S is
 at least factor sum + offset + 1/2 for every sum from `low` on, and so is its floor. Two functions of which one is
-nowhere smaller are equal where their sums over the interval are; and sums of floors of an arithmetic progression take
-a logarithmic number of steps (Graham, Knuth and Patashnik, Concrete Mathematics, 1994, section 3.5). So equality is
-proven for every sum, however many there are, for the least S that has it. Rounding is then half up. In a tie, what is
-left below the shift is small, at most high (M - factor 2^S) and the rounding of C; S is such that as many sums leave so
-little as there are ties, which are counted by a congruence. So those are the ties, and their odd results go back by one.
+nowhere smaller are equal where their sums over the interval are; and sums of floors of an arithmetic progression
+take a logarithmic number of steps (Graham, Knuth and Patashnik, Concrete Mathematics, 1994, section 3.5). So
+equality is proven for every sum, however many there are, for the least S that has it. Rounding is then half up. In
+a tie, what is left below the shift is small, at most high (M - factor 2^S) and the rounding of C; S is such that as
+many sums leave so little as there are ties, which are counted by a congruence. So those are the ties, and their odd
+results go back by one.
 """
 
 from __future__ import annotations
