@@ -15,7 +15,7 @@ from onnx import helper
 
 import lowerkit
 from lowerkit import pipeline
-from lowerkit.errors import ModelError, UnsupportedError
+from lowerkit.errors import ModelError, PlanError, UnsupportedError
 from lowerkit.pipeline import Stages
 from lowerkit.reference import Reference
 from lowerkit.targets.fpga.design import Design, codes_of, simulate
@@ -76,6 +76,7 @@ def test_an_mlp_of_onnxruntime_is_honoured_exactly(tmp_path: Path) -> None:
     assert differing <= total // 100
 
 
+@pytest.mark.slow
 def test_a_cnn_of_onnxruntime_is_honoured_exactly(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     samples = [models.f32(rng, 1, 2, 8, 8) for _ in range(6)]
@@ -98,6 +99,7 @@ def test_an_mlp_of_qonnx_is_honoured_exactly(tmp_path: Path) -> None:
     assert third["multipliers"] <= 4
 
 
+@pytest.mark.slow
 def test_attention_of_onnxruntime_is_honoured_exactly(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     samples = [models.f32(rng, 1, 6, 8) for _ in range(10)]
@@ -206,3 +208,12 @@ def test_the_function_of_quant_is_its_definition(tmp_path: Path, bits: int, sign
     np.testing.assert_array_equal(
         design.values["y"].format.dequantise(codes_of(design, {"x": x})["x"][0]), wanted
     )
+
+
+def test_a_plan_cannot_move_what_the_graph_quantises(tmp_path: Path) -> None:
+    path, x = tmp_path / "model.onnx", np.zeros((1, 10), np.float32)
+    onnx.save(models.qonnx_mlp(np.random.default_rng(0)), path)
+    model, options, _ = lowered(path, [x])
+    formats = {**options["formats"], "a1": "uint3<0.5,0>"}  # type: ignore[dict-item]
+    with pytest.raises(PlanError, match="itself quantises value 'a1'"):
+        _design(model, {**options, "formats": formats})

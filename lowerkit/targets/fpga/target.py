@@ -95,7 +95,12 @@ def _design(model: ir.Model, options: Mapping[str, Any]) -> Design:
         if name not in products:
             hint = f"nodes that may: {', '.join(products)}" if products else None
             raise PlanError(f"option weights: node '{name}' is not there or has no weights", hint=hint)
-    formats = {**ranges.parsed(options["formats"]), **stated(model)}
+    given, own = ranges.parsed(options["formats"]), stated(model)
+    for name, form in own.items():
+        if given.get(name, form) != form:
+            hint = "take it out of the plan, or quantise the model otherwise"
+            raise PlanError(f"option formats: the graph itself quantises value '{name}' to {form}", hint=hint)
+    formats = {**given, **own}
     context = Context(
         formats, options["weight_width"], options["reuse"], options["weights"], options["multipliers"]
     )
