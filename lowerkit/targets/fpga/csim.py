@@ -14,7 +14,7 @@ import numpy as np
 
 from lowerkit.errors import ArtifactError, ToolError
 from lowerkit.targets.fpga.design import Port, decoded, encoded
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import parse
 
 PROGRAM = "testbench"
 
@@ -46,7 +46,7 @@ class CsimRunner:
         """`description` is that of `fpga.json`: inputs and outputs by name, shape and format."""
         self.directory = directory
         self.inputs, self.outputs = (
-            [Port(p["name"], tuple(p["shape"]), Fixed.parse(p["format"])) for p in description[kind]]
+            [Port(p["name"], tuple(p["shape"]), parse(p["format"])) for p in description[kind]]
             for kind in ("inputs", "outputs")
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowerkit.errors import DataError
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.lang.program import Kernel
@@ -24,7 +24,14 @@ class Port:
 
     value: str
     shape: tuple[int, ...]
-    format: Fixed
+    format: Format
+
+    @property
+    def fixed(self) -> Fixed:
+        """The format, for kernels of fixed point alone. Raises ValueError for any other."""
+        if not isinstance(self.format, Fixed):
+            raise ValueError(f"there is no kernel of this kind for '{self.value}', {self.format}")
+        return self.format
 
     @property
     def size(self) -> int:

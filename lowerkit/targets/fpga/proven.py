@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.lang.expr import Array, Range
 from lowerkit.targets.fpga.lang.program import For, Kernel, Statement, Store
 from lowerkit.targets.fpga.lowering import Context, Converter
@@ -41,8 +41,8 @@ def prove(
     for layer in trial.layers[len(context.layers) :]:
         for array, name in zip(layer.kernel.outputs, layer.writes, strict=True):
             wide = trial.ports[name].format
-            if wide != trial.formats[name]:
-                continue  # codes that are moved keep their format
+            if wide != trial.formats[name] or not isinstance(wide, Fixed):
+                continue  # codes that are moved keep their format, and a quantised graph saturates as it says
             stored = stored_range(layer.kernel, array)
             if stored.low <= wide.range.low < 0 or stored.high >= wide.range.high:
                 raise UnsupportedError(
@@ -84,14 +84,16 @@ def _stores(body: Iterable[Statement]) -> Iterator[Store]:
             yield statement
 
 
-class _Wide(Mapping[str, Fixed]):
-    """Formats with `ROOM` more bits before the point."""
+class _Wide(Mapping[str, Format]):
+    """Formats with `ROOM` more bits before the point; those of a quantised graph are what they are."""
 
-    def __init__(self, formats: Mapping[str, Fixed]) -> None:
+    def __init__(self, formats: Mapping[str, Format]) -> None:
         self.formats = formats
 
-    def __getitem__(self, name: str) -> Fixed:
+    def __getitem__(self, name: str) -> Format:
         own = self.formats[name]
+        if not isinstance(own, Fixed):
+            return own
         return replace(own, width=own.width + ROOM, integer=own.integer + ROOM)
 
     def __iter__(self) -> Iterator[str]:

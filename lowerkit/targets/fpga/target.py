@@ -18,7 +18,10 @@ from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.cost import Cost, cost, cost_table
 from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
+from lowerkit.targets.fpga.formats import Format
+from lowerkit.targets.fpga.graph_formats import stated
 from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
+from lowerkit.targets.fpga.narrow_weights import coding
 from lowerkit.targets.fpga.proven import prove
 
 #: What becomes of numbers beyond a format: `calibrated` formats hold what calibration saw, and saturate beyond;
@@ -47,9 +50,11 @@ class FpgaTarget(Target):
         "interface": "memory",
         "noise": 0.0,
         "overflow": "calibrated",
+        "clip": "range",
         "formats": {},
         "multipliers": 64,
         "reuse": {},
+        "weights": {},
     }
 
     def blocker(self, node: ir.Node) -> str | None:
@@ -72,10 +77,11 @@ class FpgaTarget(Target):
         seen, given = ranges.observed(model, samples), merged["formats"]
         if not synthetic and merged["overflow"] != "saturate":
             ranges.check_given(ranges.parsed(given), seen)
-        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
-        completed = {**merged, "formats": {**chosen, **given}}
+        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None, merged["clip"])
+        own = {name: str(form) for name, form in stated(model).items()}
+        completed = {**merged, "formats": {**chosen, **given, **own}}
         if merged["overflow"] == "never":
-            proven = self.design(model, completed, partial(prove, given=frozenset(given)))
+            proven = self.design(model, completed, partial(prove, given=frozenset({**given, **own})))
             completed["formats"] |= {n: str(p.format) for n, p in proven.values.items() if n in chosen}
         return completed
 
@@ -83,7 +89,11 @@ class FpgaTarget(Target):
         """The design of a lowered graph, whose values all have formats among the options."""
         merged = _checked(options)
         context = Context(
-            ranges.parsed(merged["formats"]), merged["weight_width"], merged["reuse"], merged["multipliers"]
+            _formats(model, merged),
+            merged["weight_width"],
+            merged["reuse"],
+            _weights(model, merged),
+            merged["multipliers"],
         )
         return design_of(model, context, CONVERTERS, choose)
 
@@ -130,6 +140,27 @@ class FpgaTarget(Target):
         return run
 
 
+def _formats(model: ir.Model, options: Mapping[str, Any]) -> dict[str, Format]:
+    """Those of the plan, and those that a quantised graph states itself."""
+    given, own = ranges.parsed(options["formats"]), stated(model)
+    for name, form in own.items():
+        if given.get(name, form) != form:
+            hint = "take it out of the plan, or quantise the model otherwise"
+            raise PlanError(f"option formats: the graph itself quantises value '{name}' to {form}", hint=hint)
+    return {**given, **own}
+
+
+def _weights(model: ir.Model, options: Mapping[str, Any]) -> Mapping[str, str]:
+    """By node, how its weights are coded. Raises PlanError for a node that has none."""
+    products = [node.name or "" for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+    for name in sorted(options["weights"]):
+        if name not in products:
+            hint = f"nodes that may: {', '.join(products)}" if products else None
+            raise PlanError(f"option weights: node '{name}' is not there or has no weights", hint=hint)
+    found: Mapping[str, str] = options["weights"]
+    return found
+
+
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options. Raises PlanError for one that cannot be."""
     if unknown := sorted(set(options) - set(FpgaTarget.options)):
@@ -150,6 +181,13 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option overflow must be one of {', '.join(OVERFLOW)}, not {merged['overflow']!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    if merged["clip"] not in ("range", "error"):
+        raise PlanError(f"option clip must be 'range' or 'error', not {merged['clip']!r}")
+    for node, kind in merged["weights"].items():
+        try:
+            coding(str(kind))
+        except ValueError as error:
+            raise PlanError(f"option weights, node '{node}': {error}") from None
     return merged
 
 

@@ -12,7 +12,7 @@ from hls4ml.model.types import FixedPrecisionType, IntegerPrecisionType, Roundin
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.converters import CONVERTERS
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.lowering import Context, design_of
 
@@ -90,8 +90,15 @@ class LowerkitNode(Layer):  # type: ignore[misc]
         return layer.kernel
 
 
-def precision_of(form: Fixed) -> Any:
-    """hls4ml's type of the format's numbers; what is converted to it is rounded half to even and saturates."""
+def precision_of(form: Format) -> Any:
+    """hls4ml's type of the format's numbers; what is converted to it is rounded half to even and saturates.
+
+    Raises UnsupportedError for codes with a scale and a zero point, which hls4ml has no type for.
+    """
+    if not isinstance(form, Fixed):
+        raise UnsupportedError(
+            f"hls4ml has no type for numbers of format {form}", hint="use the target's own project"
+        )
     return FixedPrecisionType(
         form.width, form.integer, form.signed, RoundingMode.RND_CONV, SaturationMode.SAT
     )
