@@ -1,0 +1,1 @@
+"""Kernels as RTL: printed as DSLX and Verilog, simulated, placed and routed by open tools."""

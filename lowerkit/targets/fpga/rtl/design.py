@@ -1,0 +1,183 @@
+"""Prints a kernel as one Verilog file: a module with streams of its inputs and outputs, and the stages inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowerkit.targets.fpga.lang.expr import Range
+from lowerkit.targets.fpga.lang.program import Kernel
+from lowerkit.targets.fpga.rtl.stage import Printed, bus, print_stage
+from lowerkit.targets.fpga.rtl.stages import Channel, Pipeline, Stage, split
+
+#: Of XLS's delay model.
+PERIOD_PS = 1500
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A port: NAME_data, of `lanes` numbers, the first one lowest, NAME_valid and NAME_ready.
+
+    Attributes:
+        beats: for one sample.
+    """
+
+    name: str
+    range: Range
+    lanes: int
+    beats: int
+
+    @property
+    def bits(self) -> int:
+        """Of a beat."""
+        return self.range.bits * self.lanes
+
+
+@dataclass(frozen=True)
+class Rtl:
+    """A kernel in Verilog.
+
+    Attributes:
+        dslx: the functions that XLS made modules of.
+    """
+
+    name: str
+    verilog: str
+    dslx: str
+    inputs: tuple[Stream, ...]
+    outputs: tuple[Stream, ...]
+
+
+def print_rtl(kernel: Kernel, period_ps: int = PERIOD_PS) -> Rtl:
+    """The kernel as Verilog, its logic cut for a period of XLS's delay model.
+
+    A sample's beats come in row-major order; a beat passes at an edge of `clk` where valid and ready are both 1.
+
+    Raises:
+        UnsupportedError: for a kernel that is no pipeline of streams.
+        ToolError: where XLS is not installed.
+    """
+    pipeline = split(kernel)
+    return _Top(pipeline, period_ps).printed()
+
+
+class _Top:
+    def __init__(self, pipeline: Pipeline, period: int) -> None:
+        self.pipeline, self.period = pipeline, period
+        self.level = _levels(pipeline)
+        #: Of each channel's queue, as a power of two.
+        self.bits: dict[str, int] = {}
+        self.stages: dict[Stage, Printed] = {}
+
+    def printed(self) -> Rtl:
+        for stage in self.pipeline.stages:
+            # The depth decides nothing about latency: print once to learn it, and again with it.
+            draft = print_stage(stage, {c.name: 1 for c in stage.gives}, self.period)
+            for c in stage.gives:
+                self.bits[c.name] = self.places(c, draft.latency[c.name])
+            self.stages[stage] = print_stage(stage, {c.name: 1 << self.bits[c.name] for c in stage.gives}, self.period)
+        kernel = self.pipeline.kernel
+        modules = {m.name: m.verilog for p in self.stages.values() for m in p.modules}
+        fifo = (Path(__file__).parent / "fifo.v").read_text()
+        parts = [fifo, *modules.values(), *(p.verilog for p in self.stages.values()), self.top()]
+        dslx = "\n".join(t for p in self.stages.values() for t in p.dslx)
+        inputs, outputs = (tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs))
+        return Rtl(kernel.name, "\n".join(parts), dslx, inputs, outputs)
+
+    def stream(self, array: object) -> Stream:
+        channel = next(c for c in self.pipeline.channels if c.key is array)
+        size = 1
+        for n in array.shape:  # type: ignore[attr-defined]
+            size *= n
+        return Stream(array.name, channel.range, channel.lanes, size // channel.lanes)  # type: ignore[attr-defined]
+
+    def places(self, channel: Channel, latency: int) -> int:
+        """Bits of a queue's address.
+
+        Full speed needs a place for each beat on its way. Where the reader waits for something else as well, all
+        that the writer may have to give before that comes has to fit, once more for each row that it is ahead.
+        """
+        least = 2 if channel.writer and channel.writer.held else latency + 3
+        if channel.reader and len(channel.reader.stage.takes) > 1:
+            behind = self.level[channel.reader.stage] - (self.level[channel.writer.stage] if channel.writer else 0)
+            least = max(least, channel.beats * (1 + max(behind, 0)))
+        return max((least - 1).bit_length(), 1)
+
+    def top(self) -> str:
+        kernel, channels = self.pipeline.kernel, self.pipeline.channels
+        ports, lines = ["input wire clk", "input wire rst"], []
+        for array in kernel.inputs:
+            found = [c for c in channels if c.key is array]
+            ports += [
+                f"input wire {bus(found[0].bits)}{array.name}_data",
+                f"input wire {array.name}_valid",
+                f"output wire {array.name}_ready",
+            ]
+            lines += self.entrance(array.name, found)
+        for array in kernel.outputs:
+            (channel,) = [c for c in channels if c.key is array]
+            ports += [
+                f"output wire {bus(channel.bits)}{array.name}_data",
+                f"output wire {array.name}_valid",
+                f"input wire {array.name}_ready",
+            ]
+        for c in channels:
+            if c.writer:
+                lines += self.queue(c, outside=c.reader is None)
+        for stage in self.pipeline.stages:
+            lines.append(self.instance(stage))
+        head = f"// {kernel.comment}\nmodule {kernel.name} (\n  " + ",\n  ".join(ports) + "\n);"
+        return "\n".join([head, *lines, "endmodule", ""])
+
+    def entrance(self, name: str, channels: list[Channel]) -> list[str]:
+        """An input, to one stage or to queues of several."""
+        if len(channels) == 1:
+            return [f"  assign {name}_ready = {name}_pop;", f"  wire {name}_pop;"][::-1]
+        lines = []
+        for c in channels:
+            self.bits[c.name] = self.places(c, 1)
+            lines.append(f"  wire {c.name}_ready;")
+        lines.append(f"  assign {name}_ready = {' & '.join(f'{c.name}_ready' for c in channels)};")
+        lines.append(f"  wire {name}_push = {name}_valid & {name}_ready;")
+        for c in channels:
+            lines += self.wires(c)
+            lines.append(self.fifo(c, f"{name}_push", f"{name}_data", f"{c.name}_pop", f"{c.name}_ready"))
+        return lines
+
+    def wires(self, c: Channel) -> list[str]:
+        return [f"  wire {bus(c.bits)}{c.name}_out;", f"  wire {c.name}_valid;", f"  wire {c.name}_pop;"]
+
+    def fifo(self, c: Channel, push: str, data: str, pop: str, ready: str) -> str:
+        return (
+            f"  lk_fifo #(.WIDTH({c.bits}), .BITS({self.bits[c.name]})) u_{c.name} (.clk(clk), .rst(rst), "
+            f".push({push}), .in({data}), .pop({pop}), .out({c.name}_out), .valid({c.name}_valid), .ready({ready}));"
+        )
+
+    def queue(self, c: Channel, outside: bool) -> list[str]:
+        """Behind a stage."""
+        lines = [f"  wire {bus(c.bits)}{c.name}_in;", f"  wire {c.name}_push;"]
+        if outside:
+            lines += [f"  wire {c.name}_pop = {c.name}_valid & {c.name}_ready;"]
+            queue = self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_pop", "")
+            return [*lines, queue.replace(f".out({c.name}_out)", f".out({c.name}_data)")]
+        return [*lines, *self.wires(c), self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_pop", "")]
+
+    def instance(self, stage: Stage) -> str:
+        ports = [".clk(clk)", ".rst(rst)"]
+        for c in stage.takes:
+            direct = c.writer is None and c.name == c.key.name
+            ports += [f".{c.name}_data({c.name}_{'data' if direct else 'out'})", f".{c.name}_valid({c.name}_valid)"]
+            ports.append(f".{c.name}_pop({c.name}_pop)")
+        for c in stage.gives:
+            ports += [f".{c.name}_data({c.name}_in)", f".{c.name}_push({c.name}_push)", f".{c.name}_popped({c.name}_pop)"]
+        return f"  {stage.name} u_{stage.name} (\n    " + ",\n    ".join(ports) + "\n  );"
+
+
+def _levels(pipeline: Pipeline) -> dict[Stage, int]:
+    """How many rows a stage is behind the first one: what comes at a loop's end comes a row later."""
+    level: dict[Stage, int] = {}
+    for stage in pipeline.stages:
+        level[stage] = max(
+            (level[c.writer.stage] + (len(c.writer.held) > 0) for c in stage.takes if c.writer), default=0
+        )
+    return level

@@ -1,0 +1,169 @@
+"""One iteration of a loop nest as a graph of operations: loops unrolled, names resolved, equal nodes shared.
+
+Operations are those of `lang.expr`, besides them
+
+- `const`: a number; `source`: what comes from outside of the iteration, see `Source`.
+- `cast`: a number that is known to be of a narrower range.
+- `read`: a word of a memory at an address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lowerkit.targets.fpga.lang.expr import Binary, Range, Var
+from lowerkit.targets.fpga.lang.interpret import OPERATIONS
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value comes from.
+
+    Attributes:
+        kind: `counter` of a loop, `state` of a register from the iteration before, `token` (a value that another
+            stage computed), or `element` of a stream's beat.
+        key: the loop's variable, the register, the value's variable, or the array.
+        lane: of the beat's elements, which one.
+    """
+
+    kind: str
+    key: Any
+    lane: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operation; `detail` is the number of a `const`, the `Source`, (low, width) of a `slice`, or words [depth]."""
+
+    op: str
+    args: tuple[Node, ...]
+    range: Range
+    detail: Any = None
+    name: str = ""
+
+    @property
+    def value(self) -> int | None:
+        """Of a number."""
+        return self.detail if self.op == "const" else None
+
+
+@dataclass
+class Graph:
+    """Makes nodes: the same operation of the same operands is made once, and what ranges decide is folded."""
+
+    _made: dict[tuple[Any, ...], Node] = field(default_factory=dict)
+    _numbers: dict[Node, np.ndarray | None] = field(default_factory=dict)
+
+    def const(self, number: int) -> Node:
+        """A number."""
+        return self._make("const", (), Range(number, number), number)
+
+    def source(self, source: Source, range: Range, name: str) -> Node:
+        """A value from outside; a number where its range holds one alone."""
+        if range.low == range.high and source.kind == "counter":
+            return self.const(range.low)
+        return self._make("source", (), range, source, name)
+
+    def binary(self, op: str, a: Node, b: Node) -> Node:
+        """An operation of two operands."""
+        found = Binary.of(op, Var("a", a.range), Var("b", b.range)).range
+        if found.low == found.high:
+            return self.const(found.low)
+        if op in ("add", "sub", "shl", "shr") and b.value == 0:
+            return a
+        if op == "add" and a.value == 0:
+            return b
+        if op == "mul" and (a.value == 1 or b.value == 1):
+            return b if a.value == 1 else a
+        if op in ("min", "max"):
+            low, high = (a, b) if op == "min" else (b, a)
+            if low.range.high <= high.range.low:
+                return low
+            if high.range.high <= low.range.low:
+                return high
+        return self._make(op, (a, b), found)
+
+    def select(self, condition: Node, yes: Node, no: Node) -> Node:
+        """One of two."""
+        if condition.range.low > 0 or condition.range.high < 0:
+            return yes
+        if condition.value == 0:
+            return no
+        return yes if yes is no else self._make("select", (condition, yes, no), yes.range.union(no.range))
+
+    def bit_length(self, a: Node) -> Node:
+        """The bits that a number takes."""
+        found = Range(a.range.low.bit_length(), a.range.high.bit_length())
+        return self.const(found.low) if found.low == found.high else self._make("bit_length", (a,), found)
+
+    def slice(self, a: Node, low: int, width: int) -> Node:
+        """Some of a number's bits."""
+        if a.value is not None:
+            return self.const((a.value >> low) & ((1 << width) - 1))
+        if low == 0 and a.range.low >= 0 and a.range.bits <= width:
+            return a
+        most = (1 << width) - 1
+        if a.range.low >= 0:
+            most = min(most, a.range.high >> low)
+        return self._make("slice", (a,), Range(0, most), (low, width))
+
+    def cast(self, a: Node, range: Range, name: str = "") -> Node:
+        """The same number, known to be of `range` as well."""
+        if range.low <= a.range.low and a.range.high <= range.high:
+            return a
+        return self._make("cast", (a,), range, None, name)
+
+    def read(self, words: np.ndarray, address: Node, range: Range, name: str) -> Node:
+        """A word [depth] at an address."""
+        if address.value is not None:
+            return self.const(int(words[address.value]))
+        return self._make("read", (address,), range, words, name)
+
+    def numbers(self, node: Node, grid: dict[Var, np.ndarray]) -> np.ndarray | None:
+        """The node's values in every iteration, if they are those of loop counters alone. The grid is one graph's."""
+        if node not in self._numbers:
+            self._numbers[node] = self._evaluate(node, grid)
+        return self._numbers[node]
+
+    def _evaluate(self, node: Node, grid: dict[Var, np.ndarray]) -> np.ndarray | None:
+        if node.op == "const":
+            return np.asarray(node.detail)
+        if node.op == "source":
+            return grid[node.detail.key] if node.detail.kind == "counter" else None
+        parts = [self.numbers(a, grid) for a in node.args]
+        given = [p for p in parts if p is not None]
+        if len(given) < len(parts) or node.op == "bit_length":
+            return None
+        if node.op == "select":
+            return np.where(given[0] != 0, given[1], given[2])
+        if node.op == "slice":
+            return (given[0] >> node.detail[0]) & ((1 << node.detail[1]) - 1)
+        if node.op == "cast":
+            return given[0]
+        if node.op == "read":
+            return node.detail[given[0]]  # type: ignore[no-any-return]
+        return OPERATIONS[node.op](*given)
+
+    def _make(self, op: str, args: tuple[Node, ...], range: Range, detail: Any = None, name: str = "") -> Node:
+        key = (op, *map(id, args), range, detail.tobytes() if isinstance(detail, np.ndarray) else detail)
+        if key not in self._made:
+            self._made[key] = Node(op, args, range, detail, name)
+        return self._made[key]
+
+
+def reached(roots: Iterable[Node]) -> list[Node]:
+    """All nodes that the roots are made of, operands first."""
+    found: dict[Node, None] = {}
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            found[node] = None
+        elif node not in found:
+            stack.append((node, True))
+            stack += [(a, False) for a in reversed(node.args)]
+    return list(found)

@@ -1,0 +1,304 @@
+"""Prints a stage as a Verilog module.
+
+An iteration starts when every channel that is read has a beat and every channel that is written has room for what
+iterations on their way will bring; once started it never stops, so that nothing in the pipeline has to be held. Time
+is counted in cycles from there; values are delayed to where they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lowerkit.targets.fpga.rtl import dslx
+from lowerkit.targets.fpga.rtl.graph import Node
+from lowerkit.targets.fpga.rtl.schedule import Recurrence, steps
+from lowerkit.targets.fpga.rtl.stages import Channel, Stage
+
+#: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
+READ = 2
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A stage's module.
+
+    Attributes:
+        latency: cycles from an iteration's start to each channel's push.
+        room: places of each channel that is written.
+    """
+
+    verilog: str
+    modules: tuple[dslx.Module, ...]
+    dslx: tuple[str, ...]
+    latency: dict[str, int]
+
+
+def bus(bits: int) -> str:
+    """A vector's range."""
+    return f"[{bits - 1}:0] " if bits > 1 else ""
+
+
+def number(value: int, bits: int) -> str:
+    """A literal in two's complement."""
+    return f"{bits}'h{value & ((1 << bits) - 1):x}"
+
+
+def print_stage(stage: Stage, depths: dict[str, int], period_ps: int) -> Printed:
+    """The stage with pipelines cut for a period; `depths` are the places of the channels that it writes."""
+    return _Printer(stage, depths, period_ps).printed()
+
+
+@dataclass
+class _Printer:
+    stage: Stage
+    depths: dict[str, int]
+    period: int
+    lines: list[str] = field(default_factory=list)
+    names: dict[Node, str] = field(default_factory=dict)
+    time: dict[Node, int] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    delays: dict[tuple[str, int], str] = field(default_factory=dict)
+    modules: list[dslx.Module] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def printed(self) -> Printed:
+        self.sources()
+        self.issue()
+        now = 0
+        wanted = steps(self.stage)
+        later: list[set[Node]] = [self.finals()]
+        for step in reversed(wanted):
+            used = {a for n in (*step.logic, *step.reads) for a in n.args}
+            used |= {n for r in step.recurrences for n in r.inputs}
+            later.append(later[-1] | used)
+        for k, step in enumerate(wanted):
+            after = later[len(wanted) - 1 - k] | {a for n in step.reads for a in n.args}
+            after |= {n for r in step.recurrences for n in r.inputs}
+            if step.logic:
+                now += self.logic(k, step.logic, after, now)
+            for node in step.reads:
+                self.lines += self.memory(node, now)
+            for n, recurrence in enumerate(step.recurrences):
+                self.recurrence(f"{k}_{n}", recurrence, later[len(wanted) - 1 - k], now)
+            now += READ if step.reads else 1 if step.recurrences else 0
+        latency = {c.name: self.give(c) for c in self.stage.gives}
+        return Printed(self.module(), tuple(self.modules), tuple(self.texts), latency)
+
+    def finals(self) -> set[Node]:
+        return {n for c in self.stage.gives if c.writer for n in c.writer.nodes}
+
+    # Beginning an iteration.
+
+    def sources(self) -> None:
+        """Counters, and the flags that depend on them."""
+        counts = self.stage.counts
+        for i, count in enumerate(counts):
+            bits = max((count - 1).bit_length(), 1)
+            self.lines.append(f"  reg {bus(bits)}count_{i};")
+            self.lines.append(f"  wire last_{i} = count_{i} == {number(count - 1, bits)};")
+        if not counts:
+            self.lines.append("  // One iteration for each beat.")
+        self.lines += ["  wire issue;", "  always @(posedge clk) begin", "    if (rst) begin"]
+        self.lines += [f"      count_{i} <= 0;" for i in range(len(counts))]
+        self.lines.append("    end else if (issue) begin")
+        for i in reversed(range(len(counts))):
+            inner = " & ".join(f"last_{j}" for j in range(i + 1, len(counts)))
+            step = f"count_{i} <= last_{i} ? {number(0, max((counts[i] - 1).bit_length(), 1))} : count_{i} + 1'b1;"
+            self.lines.append(f"      if ({inner}) {step}" if inner else f"      {step}")
+        self.lines += ["    end", "  end"]
+        for state in self.stage.states:
+            zero = " & ".join(f"count_{i} == 0" for i in range(state.depth, len(counts))) or "1'b1"
+            if f"first_{state.depth}" not in self.taken:
+                self.taken.add(f"first_{state.depth}")
+                self.lines.append(f"  wire first_{state.depth} = {zero};")
+
+    def held(self, channel: Channel) -> str:
+        """Whether a beat is taken or given in an iteration."""
+        end = channel.reader if channel in self.stage.takes else channel.writer
+        assert end
+        return " & ".join(f"last_{i}" for i in end.held) or "1'b1"
+
+    def issue(self) -> None:
+        """When an iteration starts, and the channels' part in it."""
+        asked = [f"{c.name}_valid" for c in self.stage.takes]
+        for c in self.stage.takes:
+            self.lines.append(f"  assign {c.name}_pop = issue & {self.held(c)};")
+        for c in self.stage.gives:
+            bits = self.depths[c.name].bit_length()
+            self.lines += [
+                f"  wire {c.name}_due = issue & {self.held(c)};",
+                f"  reg {bus(bits)}{c.name}_room;",
+                "  always @(posedge clk) begin",
+                f"    if (rst) {c.name}_room <= {number(self.depths[c.name], bits)};",
+                f"    else if ({c.name}_due & ~{c.name}_popped) {c.name}_room <= {c.name}_room - 1'b1;",
+                f"    else if (~{c.name}_due & {c.name}_popped) {c.name}_room <= {c.name}_room + 1'b1;",
+                "  end",
+            ]
+            asked.append(f"{c.name}_room != 0")
+        self.lines.append(f"  assign issue = {' & '.join(f'({a})' if ' ' in a else a for a in asked) or chr(49)};")
+
+    # Values in time.
+
+    def name(self, node: Node, hint: str = "v") -> str:
+        """A new name, for a node's value where it is first known."""
+        label = "".join(c if c.isalnum() else "_" for c in (node.name or hint))
+        found, n = label, 1
+        while found in self.taken or found in ("issue", "clk", "rst"):
+            found, n = f"{label}_{n}", n + 1
+        self.taken.add(found)
+        self.names[node] = found
+        return found
+
+    def at(self, node: Node, time: int) -> str:
+        """A node's value, delayed to a time."""
+        if node.value is not None:
+            return number(node.value, node.range.bits)
+        if node.op == "source" and node not in self.names:
+            self.time[node] = 0
+            self.lines.append(f"  wire {bus(node.range.bits)}{self.name(node)} = {self.outside(node)};")
+        return self.delayed(self.names[node], node.range.bits, self.time[node], time)
+
+    def outside(self, node: Node) -> str:
+        source = node.detail
+        if source.kind == "counter":
+            return f"count_{[loop.counter for loop in self.stage.loops].index(source.key)}"
+        channel = next(c for c in self.stage.takes if c.key is source.key)
+        low = source.lane * channel.range.bits
+        return f"{channel.name}_data" if channel.lanes == 1 else f"{channel.name}_data[{low} +: {channel.range.bits}]"
+
+    def delayed(self, name: str, bits: int, since: int, time: int, reset: bool = False) -> str:
+        """A wire, some cycles later."""
+        found = name
+        for t in range(since + 1, time + 1):
+            if (name, t) not in self.delays:
+                label = f"{name}_t{t}"
+                self.taken.add(label)
+                driven = f"rst ? 1'b0 : {found}" if reset else found
+                self.lines.append(f"  reg {bus(bits)}{label};")
+                self.lines.append(f"  always @(posedge clk) {label} <= {driven};")
+                self.delays[name, t] = label
+            found = self.delays[name, t]
+        return found
+
+    # Steps.
+
+    def logic(self, k: int, nodes: tuple[Node, ...], after: Iterable[Node], now: int) -> int:
+        """A pipelined function; its latency."""
+        wanted = set(after)
+        outputs = [n for n in nodes if n in wanted]
+        return self.call(f"{self.stage.name}_logic{k}", nodes, outputs, now, self.period)
+
+    def call(self, name: str, nodes: tuple[Node, ...], outputs: list[Node], now: int, period: int | None) -> int:
+        """An instance of a function of what the nodes need from elsewhere; its latency."""
+        inner = set(nodes)
+        inputs = dict.fromkeys(a for n in nodes for a in n.args if a not in inner)
+        return self.instance(name, {n: self.at(n, now) for n in inputs if n.op != "const"}, nodes, outputs, now, period)
+
+    def instance(
+        self, name: str, wires: dict[Node, str], nodes: tuple[Node, ...], outputs: list[Node], now: int, period: int | None
+    ) -> int:
+        # Parameters are ports of the module, after these.
+        labels = {n: f"{wire.lower()}_i{i}" for i, (n, wire) in enumerate(wires.items())}
+        consts = tuple(dict.fromkeys(a for n in nodes for a in n.args if a.op == "const"))
+        text = dslx.function(name, f"Of {self.stage.name}.", labels, (*consts, *nodes), outputs)
+        module = dslx.verilog(name, text, period)
+        self.modules.append(module)
+        self.texts.append(text)
+        ports = [f".{labels[n]}({wire})" for n, wire in wires.items()]
+        if period is not None:
+            ports.insert(0, ".clk(clk)")
+        for node in outputs:
+            self.lines.append(f"  wire {bus(node.range.bits)}{self.name(node)};")
+            self.time[node] = now + module.latency
+        ports.append(f".out({{{', '.join(self.names[n] for n in outputs)}}})")
+        self.lines.append(f"  {name} u_{name} ({', '.join(ports)});")
+        return module.latency
+
+    def memory(self, node: Node, now: int) -> list[str]:
+        """A table, read at an address."""
+        address = self.at(node.args[0], now)
+        name, bits = self.name(node), node.range.bits
+        self.time[node] = now + READ
+        words = [number(int(w), bits) for w in node.detail]
+        rows = [
+            "      " + " ".join(f"{name}_rom[{j}] = {words[j]};" for j in range(i, min(i + 4, len(words))))
+            for i in range(0, len(words), 4)
+        ]
+        return [
+            f"  reg {bus(bits)}{name}_rom [0:{len(words) - 1}];",
+            "  initial begin",
+            *rows,
+            "  end",
+            f"  reg {bus(bits)}{name}_word;",
+            f"  reg {bus(bits)}{name};",
+            "  always @(posedge clk) begin",
+            f"    {name}_word <= {name}_rom[{address}];",
+            f"    {name} <= {name}_word;",
+            "  end",
+        ]
+
+    def recurrence(self, label: str, group: Recurrence, after: set[Node], now: int) -> None:
+        """Registers, their next values as logic within a cycle, and what others need of it, a cycle later."""
+        wires = {n: self.at(n, now) for n in group.inputs if n not in {s.initial for s in group.states}}
+        for n in dict.fromkeys(a for node in group.nodes for a in node.args):
+            if n.op != "const" and n not in group.nodes:
+                wires[n] = self.at(n, now)
+        valid = self.delayed("issue", 1, 0, now, reset=True)
+        for state in group.states:
+            held, bits = self.name(state.source, state.var.name), state.var.range.bits
+            first = self.delayed(f"first_{state.depth}", 1, 0, now)
+            self.lines += [
+                f"  reg {bus(bits)}{held}_kept;",
+                f"  wire {bus(bits)}{held} = {first} ? {self.sized(state.initial, bits, now)} : {held}_kept;",
+            ]
+            self.time[state.source] = now
+            wires[state.source] = held
+        inner = tuple(n for n in group.nodes if n.op != "source")
+        updates = [s.update for s in group.states]
+        outputs = list(dict.fromkeys(n for n in (*updates, *inner) if n in inner and (n in updates or n in after)))
+        self.instance(f"{self.stage.name}_next{label}", wires, inner, outputs, now, None)
+        for state in group.states:
+            held, bits = self.names[state.source], state.var.range.bits
+            self.lines.append(
+                f"  always @(posedge clk) if ({valid}) {held}_kept <= {self.sized(state.update, bits, now)};"
+            )
+
+    def sized(self, node: Node, bits: int, now: int) -> str:
+        """A value in a register's bits, which may be more than its own."""
+        if node.value is not None:
+            return number(node.value, bits)
+        found, own = self.at(node, now), node.range.bits
+        if own >= bits:
+            return found
+        fill = f"{{{bits - own}{{{found}{f'[{own - 1}]' if own > 1 else ''}}}}}" if node.range.signed else f"{bits - own}'d0"
+        return f"{{{fill}, {found}}}"
+
+    def give(self, channel: Channel) -> int:
+        """Push a beat; when."""
+        assert channel.writer
+        nodes, bits = channel.writer.nodes, channel.range.bits
+        for n in nodes:
+            if n.op == "source":
+                self.at(n, 0)
+        time = max((self.time[n] for n in nodes if n.value is None), default=0)
+        parts = [self.resized(n, channel, time) for n in nodes]
+        self.lines.append(f"  assign {channel.name}_push = {self.delayed(f'{channel.name}_due', 1, 0, time, True)};")
+        data = f"{{{', '.join(reversed(parts))}}}" if len(parts) > 1 else parts[0]
+        self.lines.append(f"  assign {channel.name}_data = {data};")
+        assert bits * len(nodes) == channel.bits
+        return time
+
+    def resized(self, node: Node, channel: Channel, time: int) -> str:
+        """A value in the channel's element type, of which its range is a part."""
+        return self.sized(node, channel.range.bits, time)
+
+    def module(self) -> str:
+        ports = ["input wire clk", "input wire rst"]
+        for c in self.stage.takes:
+            ports += [f"input wire {bus(c.bits)}{c.name}_data", f"input wire {c.name}_valid", f"output wire {c.name}_pop"]
+        for c in self.stage.gives:
+            ports += [f"output wire {bus(c.bits)}{c.name}_data", f"output wire {c.name}_push", f"input wire {c.name}_popped"]
+        loops = ", ".join(f"{loop.counter.name} < {loop.count}" for loop in self.stage.loops)
+        head = f"// Loops: {loops or 'none'}.\nmodule {self.stage.name} (\n  " + ",\n  ".join(ports) + "\n);"
+        return "\n".join([head, *self.lines, "endmodule", ""])

@@ -1,0 +1,416 @@
+"""Splits a kernel into stages that work at the same time, and the channels between them.
+
+A stage is a pipelined loop, or straight code, with all loops around it: it starts an iteration each cycle. What the
+kernel does one after the other, stages do on different rows: a stage may normalise a row while the one before sums up
+the next. Values that a stage computes for others travel as tokens, one for each iteration of the loops that are around
+both; arrays that are written and read in order travel as streams of beats, a beat being what one iteration touches.
+
+A register that several stages update in turn, or an array that is not read and written in order, is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lowerkit.errors import UnsupportedError
+from lowerkit.targets.fpga.lang.access import statements
+from lowerkit.targets.fpga.lang.expr import (
+    Array,
+    Binary,
+    BitLength,
+    Const,
+    Counter,
+    Expr,
+    Load,
+    Range,
+    Select,
+    Slice,
+    Var,
+)
+from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register, Statement, Store, Update
+from lowerkit.targets.fpga.rtl.graph import Graph, Node, Source
+
+
+@dataclass(frozen=True)
+class State:
+    """A register from iteration to iteration.
+
+    Attributes:
+        source, update: its value before and after an iteration.
+        initial: its value at the first iteration of the loops within the first `depth`.
+    """
+
+    var: Var
+    source: Node
+    update: Node
+    initial: Node
+    depth: int
+
+
+@dataclass(frozen=True)
+class End:
+    """A stage's end of a channel.
+
+    Attributes:
+        nodes: of a writer, what it writes.
+        held: places of loops that are at their last iteration where a beat is taken or given.
+    """
+
+    stage: Stage
+    held: tuple[int, ...]
+    nodes: tuple[Node, ...] = ()
+
+
+@dataclass
+class Channel:
+    """What travels from a stage to another, or from and to outside.
+
+    Attributes:
+        key: the array, or the variable of a token.
+        lanes: the numbers of a beat, all of one range.
+        writer, reader: None outside of the kernel.
+        beats: for one iteration of the loops around both ends: what may wait while the reader waits for something else.
+    """
+
+    name: str
+    key: Array | Var
+    range: Range
+    lanes: int
+    writer: End | None
+    reader: End | None
+    beats: int = 1
+
+    @property
+    def bits(self) -> int:
+        """Of a beat; the first lane is lowest."""
+        return self.range.bits * self.lanes
+
+
+@dataclass(eq=False)
+class Stage:
+    """One pipeline.
+
+    Attributes:
+        loops: all loops around; the last one is the innermost.
+        takes, gives: its channels.
+    """
+
+    name: str
+    loops: tuple[For, ...]
+    graph: Graph
+    states: list[State] = field(default_factory=list)
+    takes: list[Channel] = field(default_factory=list)
+    gives: list[Channel] = field(default_factory=list)
+    values: dict[Var, Node] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Iterations of each loop."""
+        return tuple(loop.count for loop in self.loops)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A kernel's stages, in order, and all channels."""
+
+    kernel: Kernel
+    stages: tuple[Stage, ...]
+    channels: tuple[Channel, ...]
+
+
+def split(kernel: Kernel) -> Pipeline:
+    """The kernel as stages. Raises UnsupportedError for what no stages and streams can do."""
+    return _Splitter(kernel).split()
+
+
+class _Splitter:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.stages: list[Stage] = []
+        self.channels: list[Channel] = []
+        #: Where a variable's value is: a number, or the stage that computes it.
+        self.home: dict[Var, int | Stage] = {}
+        #: Loops around the declaration of a variable or an array.
+        self.depth: dict[Var | Array, int] = {}
+        #: By stage, the flat addresses of each array's elements that it reads or writes, and what it writes.
+        self.loads: dict[tuple[Stage, Array], list[Node]] = {}
+        self.stores: dict[tuple[Stage, Array], dict[Node, Node]] = {}
+        #: Stages that took a variable's value from elsewhere.
+        self.users: dict[Var, list[Stage]] = {}
+
+    def split(self) -> Pipeline:
+        self.block(self.kernel.body, ())
+        for array in self.kernel.inputs:
+            self.connect(array, None)
+        for array in [*self.locals(), *self.kernel.outputs]:
+            self.connect(array, array)
+        return Pipeline(self.kernel, tuple(self.stages), tuple(self.channels))
+
+    def locals(self) -> list[Array]:
+        return [s.array for s in statements(self.kernel.body) if isinstance(s, Local)]
+
+    def refuse(self, reason: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"kernel {self.kernel.name}: {reason}", hint="this layer has no RTL yet; the HLS flow has it"
+        )
+
+    def block(self, body: Iterable[Statement], loops: tuple[For, ...]) -> None:
+        """Stages of statements outside of pipelined loops."""
+        for loop, group in itertools.groupby(body, lambda s: isinstance(s, For)):
+            if not loop:
+                self.stage(list(group), loops, "straight")
+                continue
+            for inner in group:
+                assert isinstance(inner, For)
+                if inner.pipeline or not any(isinstance(s, For) for s in inner.body):
+                    self.stage(inner.body, (*loops, inner), inner.counter.name)
+                else:
+                    self.block(inner.body, (*loops, inner))
+
+    def stage(self, body: Sequence[Statement], loops: tuple[For, ...], label: str) -> None:
+        stage = Stage(f"{self.kernel.name}_s{len(self.stages)}_{label}", loops, Graph())
+        work = _Iteration(self, stage)
+        work.block(body)
+        for var, (source, initial) in work.states.items():
+            update = stage.graph.cast(work.values[var], var.range, var.name)
+            stage.states.append(State(var, source, update, initial, self.depth[var]))
+            work.values[var] = update
+        stage.values = work.values
+        numbers = {var: node.value for var, node in work.values.items()}
+        busy = any(owner is stage for owner, _ in self.stores) or None in numbers.values()
+        for var, number in numbers.items():
+            if number is not None and var not in work.states:
+                self.home[var] = number
+            else:
+                self.home[var] = stage
+        if busy:
+            self.stages.append(stage)
+
+    def token(self, var: Var, stage: Stage) -> Node:
+        """A value from an earlier stage."""
+        home, depth = self.home[var], self.depth[var]
+        self.users.setdefault(var, []).append(stage)
+        if isinstance(home, int):
+            return stage.graph.const(home)
+        if any(s.var is var for s in home.states):
+            self.check_alone(var, stage, home)
+        writer = End(home, tuple(range(depth, len(home.loops))), (home.values[var],))
+        reader = End(stage, tuple(range(depth, len(stage.loops))))
+        channel = Channel(f"{var.name}_to_{stage.name}", var, var.range, 1, writer, reader)
+        self.attach(channel)
+        return stage.graph.source(Source("token", var), var.range, var.name)
+
+    def check_alone(self, var: Var, *stages: Stage) -> None:
+        """Raises UnsupportedError where stages share a loop that carries a register from one to the other."""
+        if len(_common([stage.loops for stage in stages])) > self.depth[var]:
+            raise self.refuse(f"register {var.name} goes around a loop through several stages")
+
+    def attach(self, channel: Channel) -> None:
+        self.channels.append(channel)
+        if channel.writer:
+            channel.writer.stage.gives.append(channel)
+        if channel.reader:
+            channel.reader.stage.takes.append(channel)
+
+    def connect(self, array: Array, written: Array | None) -> None:
+        """The channels of an array."""
+        writers = [s for s in self.stages if (s, array) in self.stores]
+        readers = [s for s in self.stages if (s, array) in self.loads]
+        if written is not None and len(writers) != 1:
+            raise self.refuse(f"{array.name} is written by {len(writers)} loops, not one")
+        if set(writers) & set(readers):
+            raise self.refuse(f"{array.name} is read and written by one loop")
+        source = self.writing(writers[0], array) if writers else None
+        outside = array in self.kernel.outputs
+        if outside and readers:
+            raise self.refuse(f"output {array.name} is read")
+        if not readers and not outside:
+            raise self.refuse(f"nothing reads {array.name}")
+        ends = [self.reading(stage, array) for stage in readers] or [None]
+        users = [*writers, *readers]
+        for end in ends:
+            lanes = len(source.nodes) if source else len(self.loads[readers[0], array])
+            if end and len(self.loads[end.stage, array]) != lanes:
+                raise self.refuse(f"{array.name} is touched {lanes} at once at one end, and not so at the other")
+            around = len(_common([u.loops for u in users]))
+            beats = 1
+            for user in users:
+                held = source.held if source and user is source.stage else self.reading(user, array).held
+                beats = max(beats, math.prod(n for i, n in enumerate(user.counts) if i >= around and i not in held))
+            name = array.name if end is None or len(ends) == 1 else f"{array.name}_to_{end.stage.name}"
+            self.attach(Channel(name, array, array.range, lanes, source, end, beats))
+
+    def reading(self, stage: Stage, array: Array) -> End:
+        """Raises UnsupportedError unless beats are taken in order."""
+        held, order = self.sequence(stage, array, self.loads[stage, array], "read")
+        if order != list(range(len(order))):
+            raise self.refuse(f"{array.name} is read in another order within an iteration")
+        if held != tuple(range(len(stage.loops) - len(held), len(stage.loops))):
+            raise self.refuse(f"{array.name} is read more than once")
+        return End(stage, held)
+
+    def writing(self, stage: Stage, array: Array) -> End:
+        """Raises UnsupportedError unless beats are given in order."""
+        stores = self.stores[stage, array]
+        held, order = self.sequence(stage, array, list(stores), "written")
+        values = list(stores.values())
+        return End(stage, held, tuple(values[i] for i in order))
+
+    def sequence(
+        self, stage: Stage, array: Array, addresses: Sequence[Node], verb: str
+    ) -> tuple[tuple[int, ...], list[int]]:
+        """Loops that the addresses do not depend on, and the lanes in the addresses' order."""
+        counts, depth = stage.counts, self.depth.get(array, 0)
+        found = [stage.graph.numbers(a, grid(stage.loops)) for a in addresses]
+        if any(f is None for f in found):
+            raise self.refuse(f"{array.name} is {verb} at places that depend on data")
+        places = np.stack([np.broadcast_to(f, counts) for f in found if f is not None], axis=-1)
+        held = tuple(i for i, n in enumerate(counts) if i >= depth and (places == places.take([0], axis=i)).all())
+        for i in (*range(depth), *held):
+            places = places.take([0], axis=i)
+        order = [int(i) for i in np.argsort(places.reshape(-1, len(addresses))[0])]
+        if not np.array_equal(places[..., order].ravel(), np.arange(math.prod(array.shape))):
+            raise self.refuse(f"{array.name} is not {verb} in order, each element once")
+        return held, order
+
+
+def grid(loops: Sequence[For]) -> dict[Var, np.ndarray]:
+    """The counters in all iterations, one axis each."""
+    sizes = [loop.count for loop in loops]
+    return {
+        loop.counter: np.arange(loop.count).reshape([n if i == axis else 1 for i, n in enumerate(sizes)])
+        for axis, loop in enumerate(loops)
+    }
+
+
+def _common(nests: Sequence[tuple[For, ...]]) -> tuple[For, ...]:
+    """The loops around all."""
+    return tuple(same[0] for same in itertools.takewhile(lambda s: len(set(s)) == 1, zip(*nests, strict=False)))
+
+
+class _Iteration:
+    """Statements of one iteration as nodes."""
+
+    def __init__(self, owner: _Splitter, stage: Stage) -> None:
+        self.owner, self.stage, self.graph = owner, stage, stage.graph
+        self.values: dict[Var, Node] = {}
+        self.states: dict[Var, tuple[Node, Node]] = {}
+        self.own = {loop.counter: loop for loop in stage.loops}
+
+    def block(self, body: Iterable[Statement]) -> None:
+        for statement in body:
+            if isinstance(statement, For):
+                for i in range(statement.count):
+                    self.values[statement.counter] = self.graph.const(i)
+                    self.block(statement.body)
+                del self.values[statement.counter]
+            elif isinstance(statement, Let):
+                self.define(statement.var, statement.value)
+            elif isinstance(statement, Register):
+                self.define(statement.var, statement.initial)
+            elif isinstance(statement, Update):
+                self.update(statement)
+            elif isinstance(statement, Local):
+                self.owner.depth[statement.array] = len(self.stage.loops)
+            else:
+                assert isinstance(statement, Store)
+                value = self.graph.cast(self.node(statement.value), statement.array.range)
+                kept = self.owner.stores.setdefault((self.stage, statement.array), {})
+                kept[self.address(statement.array, statement.indices)] = value
+
+    def define(self, var: Var, value: Expr) -> None:
+        self.owner.depth[var] = len(self.stage.loops)
+        self.values[var] = self.graph.cast(self.node(value), var.range, var.name)
+
+    def update(self, statement: Update) -> None:
+        """A register of loops around is a state; before its first update, it is what it was before the loops."""
+        var = statement.var
+        if var not in self.values:
+            self.node(var)
+        if var in self.owner.home and var not in self.states:
+            raise self.owner.refuse(f"register {var.name} is read before it is updated by another loop")
+        self.values[var] = self.graph.cast(self.node(statement.value), var.range, var.name)
+
+    def updated(self, var: Var) -> bool:
+        """Whether this stage's loop updates the variable."""
+        return any(isinstance(s, Update) and s.var is var for s in statements(self.stage.loops[-1].body))
+
+    def node(self, e: Expr) -> Node:
+        if isinstance(e, Const):
+            return self.graph.const(e.value)
+        if isinstance(e, Var):
+            if e not in self.values:
+                self.values[e] = self.outside(e)
+            return self.values[e]
+        if isinstance(e, Load):
+            return self.load(e)
+        if isinstance(e, Select):
+            return self.graph.select(self.node(e.condition), self.node(e.yes), self.node(e.no))
+        if isinstance(e, Slice):
+            return self.graph.slice(self.node(e.operand), e.low, e.width)
+        if isinstance(e, BitLength):
+            return self.graph.bit_length(self.node(e.operand))
+        assert isinstance(e, Binary)
+        return self.graph.binary(e.op, self.node(e.left), self.node(e.right))
+
+    def outside(self, var: Var) -> Node:
+        """A value that the iteration does not compute."""
+        if var in self.own:
+            return self.graph.source(Source("counter", var), var.range, var.name)
+        inner = len(self.stage.loops) > self.owner.depth[var] and self.updated(var)
+        if not inner:
+            return self.owner.token(var, self.stage)
+        for user in self.owner.users.get(var, ()):
+            self.owner.check_alone(var, user, self.stage)
+        initial = self.owner.token(var, self.stage)
+        source = self.graph.source(Source("state", var), var.range, var.name)
+        self.states[var] = source, initial
+        return source
+
+    def load(self, e: Load) -> Node:
+        address = self.address(e.array, e.indices)
+        if e.array.data is not None:
+            return self.constant(e.array, address)
+        lanes = self.owner.loads.setdefault((self.stage, e.array), [])
+        if address not in lanes:
+            lanes.append(address)
+        source = Source("element", e.array, lanes.index(address))
+        return self.graph.source(source, e.array.range, f"{e.array.name}{source.lane or ''}")
+
+    def constant(self, array: Array, address: Node) -> Node:
+        """Of constants: those at places that counters tell are put in the order in which they are needed."""
+        assert array.data is not None
+        words = array.data.ravel()
+        places = self.graph.numbers(address, grid(self.stage.loops))
+        if places is None:
+            return self.graph.read(words, address, array.range, array.name)
+        places = np.broadcast_to(places, self.stage.counts)
+        moving = [
+            axis for axis in range(places.ndim) if not (places == places.take([0], axis=axis)).all()
+        ]
+        for axis in range(places.ndim):
+            if axis not in moving:
+                places = places.take([0], axis=axis)
+        index = self.graph.const(0)
+        for axis in moving:
+            loop = self.stage.loops[axis]
+            counter = self.node(loop.counter)
+            index = self.graph.binary("mul", index, self.graph.const(loop.count))
+            index = self.graph.binary("add", index, counter)
+        return self.graph.read(words[places.ravel()], index, array.range, array.name)
+
+    def address(self, array: Array, indices: Sequence[Expr]) -> Node:
+        """The element's place, the last axis fastest."""
+        place = self.graph.const(0)
+        for index, size in zip(indices, array.shape, strict=True):
+            place = self.graph.binary("mul", place, self.graph.const(size))
+            place = self.graph.binary("add", place, self.node(index))
+        return place
+
+
+__all__ = ["Channel", "Counter", "End", "Pipeline", "Stage", "State", "split"]
