@@ -61,6 +61,7 @@ class _Printer:
     delays: dict[tuple[str, int], str] = field(default_factory=dict)
     modules: list[dslx.Module] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    fresh: set[Node] = field(default_factory=set)
 
     def printed(self) -> Printed:
         self.sources()
@@ -135,7 +136,9 @@ class _Printer:
                 f"    else if (~{c.name}_due & {c.name}_popped) {c.name}_room <= {c.name}_room + 1'b1;",
                 "  end",
             ]
-            asked.append(f"{c.name}_room != 0")
+            assert c.writer
+            free = f"{c.name}_room != 0"
+            asked.append(f"{free} | ~({self.held(c)})" if c.writer.held else free)
         self.lines.append(f"  assign issue = {' & '.join(f'({a})' if ' ' in a else a for a in asked) or chr(49)};")
 
     # Values in time.
@@ -254,6 +257,7 @@ class _Printer:
             ]
             self.time[state.source] = now
             wires[state.source] = held
+        self.fresh |= set(group.nodes)
         inner = tuple(n for n in group.nodes if n.op != "source")
         updates = [s.update for s in group.states]
         outputs = list(dict.fromkeys(n for n in (*updates, *inner) if n in inner and (n in updates or n in after)))
@@ -281,7 +285,8 @@ class _Printer:
         for n in nodes:
             if n.op == "source":
                 self.at(n, 0)
-        time = max((self.time[n] for n in nodes if n.value is None), default=0)
+        # What a recurrence computes is registered first.
+        time = max((self.time[n] + (n in self.fresh) for n in nodes if n.value is None), default=0)
         parts = [self.resized(n, channel, time) for n in nodes]
         self.lines.append(f"  assign {channel.name}_push = {self.delayed(f'{channel.name}_due', 1, 0, time, True)};")
         data = f"{{{', '.join(reversed(parts))}}}" if len(parts) > 1 else parts[0]

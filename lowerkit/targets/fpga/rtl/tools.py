@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,12 @@ def program(name: str) -> str:
         package = "iverilog" if name in ("iverilog", "vvp") else name
         raise ToolError(f"{name} is not installed, and the RTL flow needs it", hint=f"apt-get install {package}")
     return found
+
+
+def command(name: str, runner: str) -> list[str]:
+    """What runs a tool that is a Python package, by its module's function of arguments. Raises ToolError."""
+    module(name)
+    return [sys.executable, "-c", f"import sys, {name}; sys.exit({name}.{runner}(sys.argv[1:]))"]
 
 
 def run(command: Sequence[str], directory: Path, what: str) -> str:
