@@ -77,14 +77,23 @@ class Graph:
             return a
         if op == "add" and a.value == 0:
             return b
+        if op == "sub" and b.value is not None:
+            return self.binary("add", a, self.const(-b.value))
+        if op == "add" and a.value is not None:
+            a, b = b, a
+        if op == "add" and b.value is not None and a.op == "add" and (inner := a.args[1].value) is not None:
+            return self.binary("add", a.args[0], self.const(inner + b.value))
+        if op == "shr" and b.value is None and b.range.low > 0:
+            # What every count shifts by is wires; the shifter is for the rest.
+            least = self.const(b.range.low)
+            return self.binary("shr", self.binary("shr", a, least), self.binary("sub", b, least))
         if op == "mul" and (a.value == 1 or b.value == 1):
             return b if a.value == 1 else a
         if op in ("min", "max"):
-            low, high = (a, b) if op == "min" else (b, a)
-            if low.range.high <= high.range.low:
-                return low
-            if high.range.high <= low.range.low:
-                return high
+            if a.range.high <= b.range.low:
+                return a if op == "min" else b
+            if b.range.high <= a.range.low:
+                return b if op == "min" else a
         return self._make(op, (a, b), found)
 
     def select(self, condition: Node, yes: Node, no: Node) -> Node:
@@ -122,6 +131,38 @@ class Graph:
         if address.value is not None:
             return self.const(int(words[address.value]))
         return self._make("read", (address,), range, words, name)
+
+    def shortened(self, update: Node, state: Node) -> Node:
+        """The same number, with less to do after the state is known: what else is added is added up before.
+
+        floor(a / 2^c) + b = floor((a + b 2^c) / 2^c), and (a + b) + c = a + (b + c), where a depends on the state.
+        """
+        late = {state}
+        for node in reached([update]):
+            if any(a in late for a in node.args):
+                late.add(node)
+
+        def sum_of(node: Node, term: Node) -> Node:
+            """node + term, for a node that depends on the state."""
+            bare = node
+            while bare.op == "cast":
+                bare = bare.args[0]
+            if bare.op == "shr" and (count := bare.args[1].value) is not None:
+                raised = self.binary("shl", term, self.const(count))
+                return self.binary("shr", sum_of(bare.args[0], raised), self.const(count))
+            if bare.op == "add":
+                first, second = bare.args if bare.args[0] in late else bare.args[::-1]
+                if second not in late:
+                    return sum_of(first, self.binary("add", second, term))
+            return self.binary("add", node, term)
+
+        bare = update.args[0] if update.op == "cast" else update
+        if bare.op != "add":
+            return update
+        first, second = bare.args if bare.args[0] in late else bare.args[::-1]
+        if first not in late or second in late:
+            return update
+        return self.cast(sum_of(first, second), update.range)
 
     def numbers(self, node: Node, grid: dict[Var, np.ndarray]) -> np.ndarray | None:
         """The node's values in every iteration, if they are those of loop counters alone. The grid is one graph's."""

@@ -66,7 +66,8 @@ class _Printer:
     def printed(self) -> Printed:
         self.sources()
         self.issue()
-        now = 0
+        # Beats are registered first: they may come straight from a block RAM.
+        now = 1
         wanted = steps(self.stage)
         later: list[set[Node]] = [self.finals()]
         for step in reversed(wanted):
@@ -284,7 +285,7 @@ class _Printer:
         nodes, bits = channel.writer.nodes, channel.range.bits
         for n in nodes:
             if n.op == "source":
-                self.at(n, 0)
+                self.at(n, 1)
         # What a recurrence computes is registered first.
         time = max((self.time[n] + (n in self.fresh) for n in nodes if n.value is None), default=0)
         parts = [self.resized(n, channel, time) for n in nodes]

@@ -177,7 +177,7 @@ class _Splitter:
         work = _Iteration(self, stage)
         work.block(body)
         for var, (source, initial) in work.states.items():
-            update = stage.graph.cast(work.values[var], var.range, var.name)
+            update = stage.graph.shortened(stage.graph.cast(work.values[var], var.range, var.name), source)
             stage.states.append(State(var, source, update, initial, self.depth[var]))
             work.values[var] = update
         stage.values = work.values
