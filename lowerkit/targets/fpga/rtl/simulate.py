@@ -21,10 +21,10 @@ PATIENCE = 20_000
 
 @dataclass(frozen=True)
 class Cycles:
-    """When beats passed; cycles are counted from the first beat that went in.
+    """When beats passed; cycles are counted from the first beat that is offered.
 
     Attributes:
-        latency: from the first beat in to the first beat out.
+        latency: to the first beat out.
         interval: from one sample's last beat out to the next one's, on average; of one sample, all cycles.
         total: to the last beat out.
     """
@@ -35,7 +35,12 @@ class Cycles:
 
 
 def simulate_rtl(
-    kernel: Kernel, inputs: Mapping[str, np.ndarray], *, seed: int = 0, stalls: bool = True, rtl: Rtl | None = None
+    kernel: Kernel,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+    stalls: bool = True,
+    rtl: Rtl | None = None,
 ) -> tuple[dict[str, np.ndarray], Cycles]:
     """The kernel's outputs, int64 [batch, ...], for codes of that form, as `interpret.run` has them, and the cycles.
 
@@ -74,7 +79,12 @@ def beats(stream: Stream, codes: np.ndarray) -> str:
 def bench(design: Rtl, samples: int, seed: int, stalls: bool) -> str:
     """A test bench that writes a line for each beat that passes: the port, the cycle, and the word."""
     chance = "$random(seed) % 2 == 0" if stalls else "1'b1"
-    lines = ["module bench;", "  reg clk = 0, rst = 1;", "  integer cycle = 0, quiet = 0;", f"  integer seed = {seed};"]
+    lines = [
+        "module bench;",
+        "  reg clk = 0, rst = 1;",
+        "  integer cycle = 0, quiet = 0;",
+        f"  integer seed = {seed};",
+    ]
     ports = [".clk(clk)", ".rst(rst)"]
     for s in (*design.inputs, *design.outputs):
         ports += [f".{s.name}_{part}({s.name}_{part})" for part in ("data", "valid", "ready")]
@@ -83,15 +93,16 @@ def bench(design: Rtl, samples: int, seed: int, stalls: bool) -> str:
         count = s.beats * samples
         lines += [
             f"  reg {bus(s.bits)}{s.name}_words [0:{count}];",
-            f"  initial $readmemh(\"{s.name}.hex\", {s.name}_words, 0, {count - 1});",
+            f'  initial $readmemh("{s.name}.hex", {s.name}_words, 0, {count - 1});',
             f"  integer {s.name}_next = 0;",
-            f"  reg {s.name}_valid = 0;",
+            f"  reg {s.name}_valid = 0, {s.name}_offered = 0;",
             f"  wire {s.name}_ready;",
             f"  wire {bus(s.bits)}{s.name}_data = {s.name}_valid ? {s.name}_words[{s.name}_next] : {s.bits}'bx;",
         ]
         each += [
+            f'    if ({s.name}_valid && !{s.name}_offered) $display("{s.name} %0d 0", cycle);',
+            f"    {s.name}_offered <= {s.name}_valid | {s.name}_offered;",
             f"    if ({s.name}_valid & {s.name}_ready) begin",
-            f'      if ({s.name}_next == 0) $display("{s.name} %0d 0", cycle);',
             f"      {s.name}_next <= {s.name}_next + 1;",
             f"      {s.name}_valid <= {s.name}_next + 1 < {count} && {chance};",
             f"    end else if (!{s.name}_valid) {s.name}_valid <= {s.name}_next < {count} && {chance};",
@@ -142,7 +153,9 @@ def _collected(kernel: Kernel, design: Rtl, samples: int, text: str) -> tuple[di
                 f"of {stream.name}",
                 hint="this is a fault of lowerkit",
             )
-        found[stream.name] = _codes(design.name, stream, [w for _, w in rows[stream.name]]).reshape(-1, *array.shape)
+        found[stream.name] = _codes(design.name, stream, [w for _, w in rows[stream.name]]).reshape(
+            -1, *array.shape
+        )
     start = min(rows[s.name][0][0] for s in design.inputs)
     first = min(rows[s.name][0][0] for s in design.outputs)
     ends = [max(rows[s.name][s.beats * (i + 1) - 1][0] for s in design.outputs) for i in range(samples)]
@@ -154,7 +167,10 @@ def _codes(name: str, stream: Stream, words: list[str]) -> np.ndarray:
     bits, codes = stream.range.bits, []
     for word in words:
         if not all(c in "0123456789abcdef" for c in word):
-            raise ToolError(f"kernel {name}: output {stream.name} is undefined, {word}", hint="this is a fault of lowerkit")
+            raise ToolError(
+                f"kernel {name}: output {stream.name} is undefined, {word}",
+                hint="this is a fault of lowerkit",
+            )
         value = int(word, 16)
         for lane in range(stream.lanes):
             code = (value >> (lane * bits)) & ((1 << bits) - 1)

@@ -140,7 +140,9 @@ class _Printer:
             assert c.writer
             free = f"{c.name}_room != 0"
             asked.append(f"{free} | ~({self.held(c)})" if c.writer.held else free)
-        self.lines.append(f"  assign issue = {' & '.join(f'({a})' if ' ' in a else a for a in asked) or chr(49)};")
+        self.lines.append(
+            f"  assign issue = {' & '.join(f'({a})' if ' ' in a else a for a in asked) or chr(49)};"
+        )
 
     # Values in time.
 
@@ -169,7 +171,11 @@ class _Printer:
             return f"count_{[loop.counter for loop in self.stage.loops].index(source.key)}"
         channel = next(c for c in self.stage.takes if c.key is source.key)
         low = source.lane * channel.range.bits
-        return f"{channel.name}_data" if channel.lanes == 1 else f"{channel.name}_data[{low} +: {channel.range.bits}]"
+        return (
+            f"{channel.name}_data"
+            if channel.lanes == 1
+            else f"{channel.name}_data[{low} +: {channel.range.bits}]"
+        )
 
     def delayed(self, name: str, bits: int, since: int, time: int, reset: bool = False) -> str:
         """A wire, some cycles later."""
@@ -193,14 +199,24 @@ class _Printer:
         outputs = [n for n in nodes if n in wanted]
         return self.call(f"{self.stage.name}_logic{k}", nodes, outputs, now, self.period)
 
-    def call(self, name: str, nodes: tuple[Node, ...], outputs: list[Node], now: int, period: int | None) -> int:
+    def call(
+        self, name: str, nodes: tuple[Node, ...], outputs: list[Node], now: int, period: int | None
+    ) -> int:
         """An instance of a function of what the nodes need from elsewhere; its latency."""
         inner = set(nodes)
         inputs = dict.fromkeys(a for n in nodes for a in n.args if a not in inner)
-        return self.instance(name, {n: self.at(n, now) for n in inputs if n.op != "const"}, nodes, outputs, now, period)
+        return self.instance(
+            name, {n: self.at(n, now) for n in inputs if n.op != "const"}, nodes, outputs, now, period
+        )
 
     def instance(
-        self, name: str, wires: dict[Node, str], nodes: tuple[Node, ...], outputs: list[Node], now: int, period: int | None
+        self,
+        name: str,
+        wires: dict[Node, str],
+        nodes: tuple[Node, ...],
+        outputs: list[Node],
+        now: int,
+        period: int | None,
     ) -> int:
         # Parameters are ports of the module, after these.
         labels = {n: f"{wire.lower()}_i{i}" for i, (n, wire) in enumerate(wires.items())}
@@ -261,7 +277,9 @@ class _Printer:
         self.fresh |= set(group.nodes)
         inner = tuple(n for n in group.nodes if n.op != "source")
         updates = [s.update for s in group.states]
-        outputs = list(dict.fromkeys(n for n in (*updates, *inner) if n in inner and (n in updates or n in after)))
+        outputs = list(
+            dict.fromkeys(n for n in (*updates, *inner) if n in inner and (n in updates or n in after))
+        )
         self.instance(f"{self.stage.name}_next{label}", wires, inner, outputs, now, None)
         for state in group.states:
             held, bits = self.names[state.source], state.var.range.bits
@@ -276,7 +294,11 @@ class _Printer:
         found, own = self.at(node, now), node.range.bits
         if own >= bits:
             return found
-        fill = f"{{{bits - own}{{{found}{f'[{own - 1}]' if own > 1 else ''}}}}}" if node.range.signed else f"{bits - own}'d0"
+        fill = (
+            f"{{{bits - own}{{{found}{f'[{own - 1}]' if own > 1 else ''}}}}}"
+            if node.range.signed
+            else f"{bits - own}'d0"
+        )
         return f"{{{fill}, {found}}}"
 
     def give(self, channel: Channel) -> int:
@@ -287,9 +309,11 @@ class _Printer:
             if n.op == "source":
                 self.at(n, 1)
         # What a recurrence computes is registered first.
-        time = max((self.time[n] + (n in self.fresh) for n in nodes if n.value is None), default=0)
+        time = max([1, *(self.time[n] + (n in self.fresh) for n in nodes if n.value is None)])
         parts = [self.resized(n, channel, time) for n in nodes]
-        self.lines.append(f"  assign {channel.name}_push = {self.delayed(f'{channel.name}_due', 1, 0, time, True)};")
+        self.lines.append(
+            f"  assign {channel.name}_push = {self.delayed(f'{channel.name}_due', 1, 0, time, True)};"
+        )
         data = f"{{{', '.join(reversed(parts))}}}" if len(parts) > 1 else parts[0]
         self.lines.append(f"  assign {channel.name}_data = {data};")
         assert bits * len(nodes) == channel.bits
@@ -302,9 +326,17 @@ class _Printer:
     def module(self) -> str:
         ports = ["input wire clk", "input wire rst"]
         for c in self.stage.takes:
-            ports += [f"input wire {bus(c.bits)}{c.name}_data", f"input wire {c.name}_valid", f"output wire {c.name}_pop"]
+            ports += [
+                f"input wire {bus(c.bits)}{c.name}_data",
+                f"input wire {c.name}_valid",
+                f"output wire {c.name}_pop",
+            ]
         for c in self.stage.gives:
-            ports += [f"output wire {bus(c.bits)}{c.name}_data", f"output wire {c.name}_push", f"input wire {c.name}_popped"]
+            ports += [
+                f"output wire {bus(c.bits)}{c.name}_data",
+                f"output wire {c.name}_push",
+                f"input wire {c.name}_popped",
+            ]
         loops = ", ".join(f"{loop.counter.name} < {loop.count}" for loop in self.stage.loops)
         head = f"// Loops: {loops or 'none'}.\nmodule {self.stage.name} (\n  " + ",\n  ".join(ports) + "\n);"
         return "\n".join([head, *self.lines, "endmodule", ""])

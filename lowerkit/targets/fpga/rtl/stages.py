@@ -236,12 +236,16 @@ class _Splitter:
         for end in ends:
             lanes = len(source.nodes) if source else len(self.loads[readers[0], array])
             if end and len(self.loads[end.stage, array]) != lanes:
-                raise self.refuse(f"{array.name} is touched {lanes} at once at one end, and not so at the other")
+                raise self.refuse(
+                    f"{array.name} is touched {lanes} at once at one end, and not so at the other"
+                )
             around = len(_common([u.loops for u in users]))
             beats = 1
             for user in users:
                 held = source.held if source and user is source.stage else self.reading(user, array).held
-                beats = max(beats, math.prod(n for i, n in enumerate(user.counts) if i >= around and i not in held))
+                beats = max(
+                    beats, math.prod(n for i, n in enumerate(user.counts) if i >= around and i not in held)
+                )
             name = array.name if end is None or len(ends) == 1 else f"{array.name}_to_{end.stage.name}"
             self.attach(Channel(name, array, array.range, lanes, source, end, beats))
 
@@ -270,7 +274,9 @@ class _Splitter:
         if any(f is None for f in found):
             raise self.refuse(f"{array.name} is {verb} at places that depend on data")
         places = np.stack([np.broadcast_to(f, counts) for f in found if f is not None], axis=-1)
-        held = tuple(i for i, n in enumerate(counts) if i >= depth and (places == places.take([0], axis=i)).all())
+        held = tuple(
+            i for i, n in enumerate(counts) if i >= depth and (places == places.take([0], axis=i)).all()
+        )
         for i in (*range(depth), *held):
             places = places.take([0], axis=i)
         order = [int(i) for i in np.argsort(places.reshape(-1, len(addresses))[0])]
@@ -290,7 +296,9 @@ def grid(loops: Sequence[For]) -> dict[Var, np.ndarray]:
 
 def _common(nests: Sequence[tuple[For, ...]]) -> tuple[For, ...]:
     """The loops around all."""
-    return tuple(same[0] for same in itertools.takewhile(lambda s: len(set(s)) == 1, zip(*nests, strict=False)))
+    return tuple(
+        same[0] for same in itertools.takewhile(lambda s: len(set(s)) == 1, zip(*nests, strict=False))
+    )
 
 
 class _Iteration:
@@ -390,9 +398,7 @@ class _Iteration:
         if places is None:
             return self.graph.read(words, address, array.range, array.name)
         places = np.broadcast_to(places, self.stage.counts)
-        moving = [
-            axis for axis in range(places.ndim) if not (places == places.take([0], axis=axis)).all()
-        ]
+        moving = [axis for axis in range(places.ndim) if not (places == places.take([0], axis=axis)).all()]
         for axis in range(places.ndim):
             if axis not in moving:
                 places = places.take([0], axis=axis)

