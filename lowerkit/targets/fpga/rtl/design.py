@@ -12,6 +12,14 @@ from lowerkit.targets.fpga.rtl.stages import Channel, Pipeline, Stage, split
 
 #: Of XLS's delay model.
 PERIOD_PS = 1500
+#: What verilator's lint is not to say, and why.
+WAIVERS = """\
+// Lint waivers. One file holds all modules; queues behind stages are never full, as their stages count places; XLS
+// computes whole sums and products of which some bits are cut.
+// verilator lint_off DECLFILENAME
+// verilator lint_off PINCONNECTEMPTY
+// verilator lint_off UNUSEDSIGNAL
+"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class _Top:
         kernel = self.pipeline.kernel
         modules = {m.name: m.verilog for p in self.stages.values() for m in p.modules}
         fifo = (Path(__file__).parent / "fifo.v").read_text()
-        parts = [fifo, *modules.values(), *(p.verilog for p in self.stages.values()), self.top()]
+        parts = [WAIVERS, fifo, *modules.values(), *(p.verilog for p in self.stages.values()), self.top()]
         dslx = "\n".join(t for p in self.stages.values() for t in p.dslx)
         inputs, outputs = (
             tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs)

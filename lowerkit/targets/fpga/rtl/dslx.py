@@ -56,7 +56,7 @@ def function(
             continue
         made = _text(node, lambda a: texts[a])
         if uses[node] > 1 or node.name or len(made) > LINE:
-            label = f"{_lower(node.name)}_v{n}" if node.name else f"v{n}"
+            label = f"{node.name.lower()}_v{n}" if node.name else f"v{n}"
             lines.append(f"    let {label} = {made};")
             made = label
         texts[node] = made
@@ -111,10 +111,6 @@ def _generated(xls: ModuleType, ir: str, top: str, name: str, period_ps: int | N
     return str(result.get_verilog_text())
 
 
-def _lower(name: str) -> str:
-    return name.lower()
-
-
 def _text(node: Node, of: Callable[[Node], str]) -> str:
     args = node.args
     if node.op == "const":
@@ -130,9 +126,10 @@ def _text(node: Node, of: Callable[[Node], str]) -> str:
         wide = _to(args[0], of(args[0]), Range(-(1 << (bits - 1)), (1 << (bits - 1)) - 1))
         return f"((({wide} as uN[{bits}]) >> u32:{low}) as {type_of(node.range)})"
     if node.op == "bit_length":
+        # One bit more than both, so that no literal or difference is cut.
         bits = args[0].range.bits
-        wide = max(bits, node.range.bits) + 1
-        return f"((uN[{wide}]:{bits} - (clz({of(args[0])}) as uN[{wide}])) as {type_of(node.range)})"
+        width = max(bits, node.range.bits) + 1
+        return f"((uN[{width}]:{bits} - (clz({of(args[0])}) as uN[{width}])) as {type_of(node.range)})"
     both = args[0].range.union(args[1].range)
     if node.op in ("min", "max", "lt", "le", "eq"):
         a, b = (_to(x, of(x), both) for x in args)
@@ -141,9 +138,9 @@ def _text(node: Node, of: Callable[[Node], str]) -> str:
             return _convert(chosen, both, node.range)
         return f"(({a} {_INFIX[node.op]} {b}) as u1)"
     if node.op in ("shl", "shr"):
-        wide = args[0].range.union(node.range)
+        held = args[0].range.union(node.range)
         count = _to(args[1], of(args[1]), args[1].range)
-        return _convert(f"({_to(args[0], of(args[0]), wide)} {_INFIX[node.op]} {count})", wide, node.range)
+        return _convert(f"({_to(args[0], of(args[0]), held)} {_INFIX[node.op]} {count})", held, node.range)
     a, b = (_to(x, of(x), node.range) for x in args)
     return f"({a} {_INFIX[node.op]} {b})"
 

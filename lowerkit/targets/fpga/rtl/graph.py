@@ -174,7 +174,9 @@ class Graph:
         if node.op == "const":
             return np.asarray(node.detail)
         if node.op == "source":
-            return grid[node.detail.key] if node.detail.kind == "counter" else None
+            source: Source = node.detail
+            counter: np.ndarray | None = grid.get(source.key) if source.kind == "counter" else None
+            return counter
         parts = [self.numbers(a, grid) for a in node.args]
         given = [p for p in parts if p is not None]
         if len(given) < len(parts) or node.op == "bit_length":
@@ -186,8 +188,9 @@ class Graph:
         if node.op == "cast":
             return given[0]
         if node.op == "read":
-            return node.detail[given[0]]  # type: ignore[no-any-return]
-        return OPERATIONS[node.op](*given)
+            words: np.ndarray = node.detail
+            return np.asarray(words[given[0]])
+        return np.asarray(OPERATIONS[node.op](*given))
 
     def _make(
         self, op: str, args: tuple[Node, ...], range: Range, detail: Any = None, name: str = ""

@@ -231,7 +231,8 @@ class _Splitter:
             raise self.refuse(f"output {array.name} is read")
         if not readers and not outside:
             raise self.refuse(f"nothing reads {array.name}")
-        ends = [self.reading(stage, array) for stage in readers] or [None]
+        ends: list[End | None] = [self.reading(stage, array) for stage in readers]
+        ends = ends or [None]
         users = [*writers, *readers]
         for end in ends:
             lanes = len(source.nodes) if source else len(self.loads[readers[0], array])

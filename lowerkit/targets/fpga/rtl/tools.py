@@ -28,7 +28,7 @@ def module(name: str) -> ModuleType:
     except ImportError as error:
         raise ToolError(
             f"the RTL flow needs {PACKAGES[name].split('=')[0]}, which cannot be imported",
-            hint=f"pip install '{PACKAGES[name]}', or pip install 'lowerkit[rtl]'",
+            hint=f"install it with pip install '{PACKAGES[name]}', or pip install 'lowerkit[rtl]'",
         ) from error
 
 
@@ -38,7 +38,7 @@ def program(name: str) -> str:
     if found is None:
         package = "iverilog" if name in ("iverilog", "vvp") else name
         raise ToolError(
-            f"{name} is not installed, and the RTL flow needs it", hint=f"apt-get install {package}"
+            f"{name} is not installed, and the RTL flow needs it", hint=f"install it with apt-get install {package}"
         )
     return found
 
