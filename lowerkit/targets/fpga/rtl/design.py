@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowerkit.targets.fpga.lang.expr import Range
 from lowerkit.targets.fpga.lang.program import Kernel
-from lowerkit.targets.fpga.rtl.stage import Printed, bus, print_stage
+from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, bus, print_stage
 from lowerkit.targets.fpga.rtl.stages import Channel, Pipeline, Stage, split
 
 #: Of XLS's delay model.
@@ -88,8 +88,14 @@ class _Top:
             )
         kernel = self.pipeline.kernel
         modules = {m.name: m.verilog for p in self.stages.values() for m in p.modules}
-        fifo = (Path(__file__).parent / "fifo.v").read_text()
-        parts = [WAIVERS, fifo, *modules.values(), *(p.verilog for p in self.stages.values()), self.top()]
+        shared = [(Path(__file__).parent / f"{name}.v").read_text() for name in ("fifo", "buffer")]
+        parts = [
+            WAIVERS,
+            *shared[: 2 if any(c.buffer for c in self.pipeline.channels) else 1],
+            *modules.values(),
+            *(p.verilog for p in self.stages.values()),
+            self.top(),
+        ]
         dslx = "\n".join(t for p in self.stages.values() for t in p.dslx)
         inputs, outputs = (
             tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs)
@@ -110,7 +116,7 @@ class _Top:
         that the writer may have to give before that comes has to fit, once more for each row that it is ahead.
         """
         least = 2 if channel.writer and channel.writer.held else latency + 3
-        if channel.reader and len(channel.reader.stage.takes) > 1:
+        if channel.reader and len(channel.reader.stage.takes) > 1 and not channel.buffer:
             behind = self.level[channel.reader.stage] - (
                 self.level[channel.writer.stage] if channel.writer else 0
             )
@@ -145,17 +151,47 @@ class _Top:
 
     def entrance(self, name: str, channels: list[Channel]) -> list[str]:
         """An input, to one stage or to queues of several."""
-        if len(channels) == 1:
-            return [f"  assign {name}_ready = {name}_pop;", f"  wire {name}_pop;"][::-1]
-        lines = []
-        for c in channels:
-            self.bits[c.name] = self.places(c, 1)
-            lines.append(f"  wire {c.name}_ready;")
-        lines.append(f"  assign {name}_ready = {' & '.join(f'{c.name}_ready' for c in channels)};")
+        if len(channels) == 1 and not channels[0].buffer:
+            return [f"  wire {name}_pop;", f"  assign {name}_ready = {name}_pop;"]
+        lines = [f"  wire {c.name}_free;" for c in channels]
+        lines.append(f"  assign {name}_ready = {' & '.join(f'{c.name}_free' for c in channels)};")
         lines.append(f"  wire {name}_push = {name}_valid & {name}_ready;")
         for c in channels:
+            if c.buffer:
+                lines += self.buffer(c, f"{name}_push", f"{name}_data")
+                continue
+            self.bits[c.name] = self.places(c, 1)
             lines += self.wires(c)
-            lines.append(self.fifo(c, f"{name}_push", f"{name}_data", f"{c.name}_pop", f"{c.name}_ready"))
+            lines.append(self.fifo(c, f"{name}_push", f"{name}_data", f"{c.name}_pop", f"{c.name}_free"))
+        return lines
+
+    def buffer(self, c: Channel, push: str, data: str) -> list[str]:
+        """Memories of two blocks, a beat of which is written where `push` is 1."""
+        assert c.buffer
+        banks, lanes, bits = c.buffer.banks, c.lanes, address_bits(c)
+        beats = c.buffer.size // lanes
+        counted = max((beats - 1).bit_length(), 1)
+        # A beat of one element goes to one bank, a beat of all banks' elements to each.
+        dealt = 0 if lanes == banks else banks.bit_length() - 1
+        place = f"{c.name}_place{f'[{counted - 1}:{dealt}]' if dealt else ''}"
+        to = f"{{{c.name}_half_in, {place}}}" if counted > dealt else f"{{{c.name}_half_in, 1'b0}}"
+        lines = [
+            f"  wire {bus(counted)}{c.name}_place;",
+            f"  wire {c.name}_half_in, {c.name}_half, {c.name}_valid, {c.name}_pop, {c.name}_done;",
+            f"  lk_blocks #(.SIZE({beats}), .BITS({counted})) u_{c.name} (.clk(clk), .rst(rst), .push({push}), "
+            f".ready({c.name}_free), .place({c.name}_place), .half_in({c.name}_half_in), .valid({c.name}_valid), "
+            f".pop({c.name}_pop), .half_out({c.name}_half), .done({c.name}_done));",
+        ]
+        for n in range(len(c.buffer.reads)):
+            chosen = f" & {c.name}_place[{dealt - 1}:0] == {n}" if dealt else ""
+            low = n * c.range.bits
+            part = f"{data}[{low} +: {c.range.bits}]" if lanes > 1 else data
+            lines += [
+                f"  wire {bus(bits + 1)}{c.name}_{n}_from;",
+                f"  wire {bus(c.range.bits)}{c.name}_{n}_word;",
+                f"  lk_memory #(.WIDTH({c.range.bits}), .BITS({bits + 1})) u_{c.name}_{n} (.clk(clk), "
+                f".write({push}{chosen}), .to({to}), .in({part}), .from({c.name}_{n}_from), .out({c.name}_{n}_word));",
+            ]
         return lines
 
     def wires(self, c: Channel) -> list[str]:
@@ -174,22 +210,30 @@ class _Top:
             lines += [f"  wire {c.name}_pop = {c.name}_valid & {c.name}_ready;"]
             queue = self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_pop", "")
             return [*lines, queue.replace(f".out({c.name}_out)", f".out({c.name}_data)")]
+        if c.buffer:
+            lines += [f"  wire {bus(c.bits)}{c.name}_out;", f"  wire {c.name}_due, {c.name}_free;"]
+            lines.append(f"  wire {c.name}_taken = {c.name}_due & {c.name}_free;")
+            queue = self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_taken", "")
+            lines.append(queue.replace(f".valid({c.name}_valid)", f".valid({c.name}_due)"))
+            return [*lines, *self.buffer(c, f"{c.name}_taken", f"{c.name}_out")]
         return [*lines, *self.wires(c), self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_pop", "")]
 
     def instance(self, stage: Stage) -> str:
         ports = [".clk(clk)", ".rst(rst)"]
         for c in stage.takes:
-            direct = c.writer is None and c.name == c.key.name
-            ports += [
-                f".{c.name}_data({c.name}_{'data' if direct else 'out'})",
-                f".{c.name}_valid({c.name}_valid)",
-            ]
-            ports.append(f".{c.name}_pop({c.name}_pop)")
+            ports += [f".{c.name}_valid({c.name}_valid)", f".{c.name}_pop({c.name}_pop)"]
+            if not c.buffer:
+                direct = c.writer is None and c.name == c.key.name
+                ports.append(f".{c.name}_data({c.name}_{'data' if direct else 'out'})")
+                continue
+            wires = [f"{c.name}_half", f"{c.name}_done"]
+            wires += [f"{c.name}_{n}_{end}" for n in range(len(c.buffer.reads)) for end in ("from", "word")]
+            ports += [f".{wire}({wire})" for wire in wires]
         for c in stage.gives:
             ports += [
                 f".{c.name}_data({c.name}_in)",
                 f".{c.name}_push({c.name}_push)",
-                f".{c.name}_popped({c.name}_pop)",
+                f".{c.name}_popped({c.name}_{'taken' if c.buffer else 'pop'})",
             ]
         return f"  {stage.name} u_{stage.name} (\n    " + ",\n    ".join(ports) + "\n  );"
 
@@ -199,6 +243,11 @@ def _levels(pipeline: Pipeline) -> dict[Stage, int]:
     level: dict[Stage, int] = {}
     for stage in pipeline.stages:
         level[stage] = max(
-            (level[c.writer.stage] + (len(c.writer.held) > 0) for c in stage.takes if c.writer), default=0
+            (
+                level[c.writer.stage] + (len(c.writer.held) > 0 or c.buffer is not None)
+                for c in stage.takes
+                if c.writer
+            ),
+            default=0,
         )
     return level

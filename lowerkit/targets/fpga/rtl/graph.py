@@ -4,19 +4,22 @@ Operations are those of `lang.expr`, besides them
 
 - `const`: a number; `source`: what comes from outside of the iteration, see `Source`.
 - `cast`: a number that is known to be of a narrower range.
-- `read`: a word of a memory at an address.
+- `read`: a word of a memory of constants at an address; `fetch`: an element of a buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lowerkit.targets.fpga.lang.expr import Binary, Range, Var
+from lowerkit.targets.fpga.lang.expr import Array, Binary, Range, Var
 from lowerkit.targets.fpga.lang.interpret import OPERATIONS
+
+#: Operations of two operands.
+BINARY = ("add", "sub", "mul", "min", "max", "shl", "shr", "lt", "le", "eq")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation; `detail` is the number of a `const`, the `Source`, (low, width) of a `slice`, or words [depth]."""
+    """An operation.
+
+    Attributes:
+        detail: the number of a `const`, the `Source`, (low, width) of a `slice`, words [depth], or an array.
+        name: a hint for printed code.
+    """
 
     op: str
     args: tuple[Node, ...]
@@ -132,6 +140,33 @@ class Graph:
             return self.const(int(words[address.value]))
         return self._make("read", (address,), range, words, name)
 
+    def fetch(self, array: Array, address: Node) -> Node:
+        """An element of a buffered array."""
+        return self._make("fetch", (address,), array.range, array, array.name)
+
+    def replaced(self, root: Node, numbers: Mapping[Var, int]) -> Node:
+        """The same expression with numbers for some counters."""
+        made: dict[Node, Node] = {}
+        for node in reached([root]):
+            args = [made[a] for a in node.args]
+            if node.op == "source" and node.detail.kind == "counter" and node.detail.key in numbers:
+                made[node] = self.const(numbers[node.detail.key])
+            elif node.op in BINARY:
+                made[node] = self.binary(node.op, *args)
+            elif node.op == "select":
+                made[node] = self.select(*args)
+            elif node.op == "bit_length":
+                made[node] = self.bit_length(*args)
+            elif node.op == "slice":
+                made[node] = self.slice(*args, *node.detail)
+            elif node.op == "cast":
+                made[node] = self.cast(*args, node.range, node.name)
+            elif node.op == "read":
+                made[node] = self.read(node.detail, *args, node.range, node.name)
+            else:
+                made[node] = node
+        return made[root]
+
     def shortened(self, update: Node, state: Node) -> Node:
         """The same number, with less to do after the state is known: what else is added is added up before.
 
@@ -173,6 +208,8 @@ class Graph:
     def _evaluate(self, node: Node, grid: dict[Var, np.ndarray]) -> np.ndarray | None:
         if node.op == "const":
             return np.asarray(node.detail)
+        if node.op == "fetch":
+            return None
         if node.op == "source":
             source: Source = node.detail
             counter: np.ndarray | None = grid.get(source.key) if source.kind == "counter" else None

@@ -14,6 +14,9 @@ from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.rtl.graph import Node, reached
 from lowerkit.targets.fpga.rtl.stages import Stage, State
 
+#: Operations that take a clock edge.
+MEMORIES = ("read", "fetch")
+
 
 @dataclass(frozen=True)
 class Recurrence:
@@ -57,11 +60,11 @@ def steps(stage: Stage) -> list[Step]:
             if node in home:
                 wanted = before[home[node]] + 1
             else:
-                wanted = max((level[a] for a in node.args), default=0) + (node.op == "read")
+                wanted = max((level[a] for a in node.args), default=0) + (node.op in MEMORIES)
             changed |= wanted != level[node]
             level[node] = wanted
-    plain = [n for n in nodes if n not in home and n.op not in ("const", "source", "read")]
-    reads = [n for n in nodes if n.op == "read"]
+    plain = [n for n in nodes if n not in home and n.op not in ("const", "source", *MEMORIES)]
+    reads = [n for n in nodes if n.op in MEMORIES]
     count = max(level.values(), default=0) + 1
     return [
         Step(
@@ -92,7 +95,7 @@ def _recurrences(stage: Stage, nodes: list[Node]) -> list[Recurrence]:
         within |= {s.source for s in group}
         inner = tuple(n for n in nodes if n in within)
         inner = (*(s.source for s in group if s.source not in inner), *inner)
-        if any(n.op == "read" for n in inner):
+        if any(n.op in MEMORIES for n in inner):
             raise UnsupportedError(
                 f"stage {stage.name}: a table is read on the way from a register to its next value",
                 hint="this layer has no RTL yet; the HLS flow has it",

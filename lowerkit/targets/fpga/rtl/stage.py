@@ -44,6 +44,12 @@ def number(value: int, bits: int) -> str:
     return f"{bits}'h{value & ((1 << bits) - 1):x}"
 
 
+def address_bits(channel: Channel) -> int:
+    """Of a buffer's memories, for one of the two blocks."""
+    assert channel.buffer
+    return max((channel.buffer.size // channel.buffer.banks - 1).bit_length(), 1)
+
+
 def print_stage(stage: Stage, depths: dict[str, int], period_ps: int) -> Printed:
     """The stage with pipelines cut for a period; `depths` are the places of the channels that it writes."""
     return _Printer(stage, depths, period_ps).printed()
@@ -62,6 +68,7 @@ class _Printer:
     modules: list[dslx.Module] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     fresh: set[Node] = field(default_factory=set)
+    last_fetch: dict[str, int] = field(default_factory=dict)
 
     def printed(self) -> Printed:
         self.sources()
@@ -84,6 +91,7 @@ class _Printer:
             for n, recurrence in enumerate(step.recurrences):
                 self.recurrence(f"{k}_{n}", recurrence, later[len(wanted) - 1 - k], now)
             now += READ if step.reads else 1 if step.recurrences else 0
+        self.release()
         latency = {c.name: self.give(c) for c in self.stage.gives}
         return Printed(self.module(), tuple(self.modules), tuple(self.texts), latency)
 
@@ -237,6 +245,8 @@ class _Printer:
 
     def memory(self, node: Node, now: int) -> list[str]:
         """A table, read at an address."""
+        if node.op == "fetch":
+            return self.fetch(node, now)
         address = self.at(node.args[0], now)
         name, bits = self.name(node), node.range.bits
         self.time[node] = now + READ
@@ -257,6 +267,33 @@ class _Printer:
             f"    {name} <= {name}_word;",
             "  end",
         ]
+
+    def fetch(self, node: Node, now: int) -> list[str]:
+        """An element of a buffer, in the half of the block that the iteration began with."""
+        channel, n = next(
+            (c, c.buffer.reads.index(node)) for c in self.stage.takes if c.buffer and node in c.buffer.reads
+        )
+        self.last_fetch[channel.name] = max(now, self.last_fetch.get(channel.name, 0))
+        half = self.delayed(f"{channel.name}_half", 1, 0, now)
+        name, place, bits = f"{channel.name}_{n}", node.args[0], address_bits(channel)
+        self.names[node], self.time[node] = f"{name}_word", now + READ
+        dealt = (channel.buffer.banks if channel.buffer else 1).bit_length() - 1
+        if place.value is not None:
+            return [f"  assign {name}_from = {{{half}, {number(place.value >> dealt, bits)}}};"]
+        wide = self.sized(place, bits + dealt, now)
+        return [
+            f"  wire {bus(bits + dealt)}{name}_place = {wide};",
+            f"  assign {name}_from = {{{half}, {name}_place{f'[{bits + dealt - 1}:{dealt}]' if dealt else ''}}};",
+        ]
+
+    def release(self) -> None:
+        """Blocks that are read may be written again."""
+        for c in self.stage.takes:
+            if c.buffer:
+                last = self.delayed(f"{c.name}_pop", 1, 0, self.last_fetch.get(c.name, 0), reset=True)
+                self.lines.append(f"  assign {c.name}_done = {last};")
+                unused = [n for n, node in enumerate(c.buffer.reads) if node not in self.names]
+                self.lines += [f"  assign {c.name}_{n}_from = 0;" for n in unused]
 
     def recurrence(self, label: str, group: Recurrence, after: set[Node], now: int) -> None:
         """Registers, their next values as logic within a cycle, and what others need of it, a cycle later."""
@@ -292,8 +329,10 @@ class _Printer:
         if node.value is not None:
             return number(node.value, bits)
         found, own = self.at(node, now), node.range.bits
-        if own >= bits:
+        if own == bits:
             return found
+        if own > bits:
+            return f"{found}[{bits - 1}:0]"
         fill = (
             f"{{{bits - own}{{{found}{f'[{own - 1}]' if own > 1 else ''}}}}}"
             if node.range.signed
@@ -326,11 +365,14 @@ class _Printer:
     def module(self) -> str:
         ports = ["input wire clk", "input wire rst"]
         for c in self.stage.takes:
-            ports += [
-                f"input wire {bus(c.bits)}{c.name}_data",
-                f"input wire {c.name}_valid",
-                f"output wire {c.name}_pop",
-            ]
+            ports += [f"input wire {c.name}_valid", f"output wire {c.name}_pop"]
+            if not c.buffer:
+                ports.append(f"input wire {bus(c.bits)}{c.name}_data")
+                continue
+            ports += [f"input wire {c.name}_half", f"output wire {c.name}_done"]
+            for n in range(len(c.buffer.reads)):
+                ports.append(f"output wire {bus(address_bits(c) + 1)}{c.name}_{n}_from")
+                ports.append(f"input wire {bus(c.range.bits)}{c.name}_{n}_word")
         for c in self.stage.gives:
             ports += [
                 f"output wire {bus(c.bits)}{c.name}_data",

@@ -4,15 +4,17 @@ A stage is a pipelined loop, or straight code, with all loops around it: it star
 kernel does one after the other, stages do on different rows: a stage may normalise a row while the one before sums up
 the next. Values that a stage computes for others travel as tokens, one for each iteration of the loops that are around
 both; arrays that are written and read in order travel as streams of beats, a beat being what one iteration touches.
+An array that is read in another order, or more than once, goes through a buffer of two blocks: one is filled in order
+while the other one is read.
 
-A register that several stages update in turn, or an array that is not read and written in order, is refused.
+A register that several stages update in turn, or an array that is not written in order, is refused.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +68,22 @@ class End:
     nodes: tuple[Node, ...] = ()
 
 
+@dataclass(frozen=True)
+class Buffer:
+    """Two blocks of memory that are filled and read in turn.
+
+    Attributes:
+        size: elements of a block.
+        reads: what is read in an iteration, at addresses within the block.
+        banks: memories over which elements are dealt in turn, where read n always is of memory n; with 1, each read
+            has a memory of its own with all elements.
+    """
+
+    size: int
+    reads: tuple[Node, ...]
+    banks: int
+
+
 @dataclass
 class Channel:
     """What travels from a stage to another, or from and to outside.
@@ -75,6 +93,7 @@ class Channel:
         lanes: the numbers of a beat, all of one range.
         writer, reader: None outside of the kernel.
         beats: for one iteration of the loops around both ends: what may wait while the reader waits for something else.
+        buffer: where the reader reads at addresses.
     """
 
     name: str
@@ -84,6 +103,7 @@ class Channel:
     writer: End | None
     reader: End | None
     beats: int = 1
+    buffer: Buffer | None = None
 
     @property
     def bits(self) -> int:
@@ -103,6 +123,7 @@ class Stage:
     name: str
     loops: tuple[For, ...]
     graph: Graph
+    index: int
     states: list[State] = field(default_factory=list)
     takes: list[Channel] = field(default_factory=list)
     gives: list[Channel] = field(default_factory=list)
@@ -125,12 +146,26 @@ class Pipeline:
 
 def split(kernel: Kernel) -> Pipeline:
     """The kernel as stages. Raises UnsupportedError for what no stages and streams can do."""
-    return _Splitter(kernel).split()
+    buffered: dict[tuple[int, Array], int] = {}
+    while True:
+        try:
+            return _Splitter(kernel, buffered).split()
+        except _Unordered as found:
+            # Only what is found not to be in order is buffered, and then all is read anew.
+            buffered[found.stage.index, found.array] = found.depth
+
+
+class _Unordered(Exception):
+    """A stage reads an array otherwise than in order; each iteration of its first `depth` loops reads a block."""
+
+    def __init__(self, stage: Stage, array: Array, depth: int) -> None:
+        super().__init__(array.name)
+        self.stage, self.array, self.depth = stage, array, depth
 
 
 class _Splitter:
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, buffered: Mapping[tuple[int, Array], int]) -> None:
+        self.kernel, self.buffered = kernel, buffered
         self.stages: list[Stage] = []
         self.channels: list[Channel] = []
         #: Where a variable's value is: a number, or the stage that computes it.
@@ -140,6 +175,7 @@ class _Splitter:
         #: By stage, the flat addresses of each array's elements that it reads or writes, and what it writes.
         self.loads: dict[tuple[Stage, Array], list[Node]] = {}
         self.stores: dict[tuple[Stage, Array], dict[Node, Node]] = {}
+        self.fetches: dict[tuple[Stage, Array], list[Node]] = {}
         #: Stages that took a variable's value from elsewhere.
         self.users: dict[Var, list[Stage]] = {}
 
@@ -173,7 +209,7 @@ class _Splitter:
                     self.block(inner.body, (*loops, inner))
 
     def stage(self, body: Sequence[Statement], loops: tuple[For, ...], label: str) -> None:
-        stage = Stage(f"{self.kernel.name}_s{len(self.stages)}_{label}", loops, Graph())
+        stage = Stage(f"{self.kernel.name}_s{len(self.stages)}_{label}", loops, Graph(), len(self.stages))
         work = _Iteration(self, stage)
         work.block(body)
         for var, (source, initial) in work.states.items():
@@ -234,55 +270,106 @@ class _Splitter:
         ends: list[End | None] = [self.reading(stage, array) for stage in readers]
         ends = ends or [None]
         users = [*writers, *readers]
+        streams = [len(self.loads[s, array]) for s in readers if (s.index, array) not in self.buffered]
+        lanes = len(source.nodes) if source else max(streams, default=1)
+        whole = math.prod(array.shape) if len(streams) < len(readers) else 1
         for end in ends:
-            lanes = len(source.nodes) if source else len(self.loads[readers[0], array])
-            if end and len(self.loads[end.stage, array]) != lanes:
+            buffer = self.buffer(end, array) if end and (end.stage.index, array) in self.buffered else None
+            if buffer and lanes not in (1, buffer.banks):
+                raise self.refuse(f"{array.name} is buffered and written {lanes} at once")
+            if end and not buffer and len(self.loads[end.stage, array]) != lanes:
                 raise self.refuse(
                     f"{array.name} is touched {lanes} at once at one end, and not so at the other"
                 )
             around = len(_common([u.loops for u in users]))
-            beats = 1
+            beats = whole
             for user in users:
                 held = source.held if source and user is source.stage else self.reading(user, array).held
                 beats = max(
                     beats, math.prod(n for i, n in enumerate(user.counts) if i >= around and i not in held)
                 )
-            name = array.name if end is None or len(ends) == 1 else f"{array.name}_to_{end.stage.name}"
-            self.attach(Channel(name, array, array.range, lanes, source, end, beats))
+            direct = end is None or (len(ends) == 1 and not buffer)
+            name = array.name if direct or end is None else f"{array.name}_to_{end.stage.name}"
+            self.attach(Channel(name, array, array.range, lanes, source, end, beats, buffer))
 
     def reading(self, stage: Stage, array: Array) -> End:
-        """Raises UnsupportedError unless beats are taken in order."""
-        held, order = self.sequence(stage, array, self.loads[stage, array], "read")
-        if order != list(range(len(order))):
-            raise self.refuse(f"{array.name} is read in another order within an iteration")
-        if held != tuple(range(len(stage.loops) - len(held), len(stage.loops))):
-            raise self.refuse(f"{array.name} is read more than once")
-        return End(stage, held)
+        """Of a stream, or of a buffer's blocks. Raises _Unordered where it has to be a buffer and is none yet."""
+        depth = self.buffered.get((stage.index, array))
+        if depth is not None:
+            return End(stage, tuple(range(depth, len(stage.loops))))
+        found = self.sequence(stage, array, self.loads[stage, array])
+        if found:
+            held, order = found
+            suffix = tuple(range(len(stage.loops) - len(held), len(stage.loops)))
+            if order == list(range(len(order))) and held == suffix:
+                return End(stage, held)
+        raise _Unordered(stage, array, self.blocks(stage, array))
+
+    def blocks(self, stage: Stage, array: Array) -> int:
+        """The most loops of which each iteration reads a block of its own, one after the other, in the same way."""
+        least, size = self.depth.get(array, 0), math.prod(array.shape)
+        places = self.places(stage, self.loads[stage, array])
+        if places is None:
+            return least
+        for i in range(least):
+            places = places.take([0], axis=i)
+        for depth in range(len(stage.loops) - 1, least, -1):
+            count = math.prod(stage.counts[least:depth])
+            rows = places.reshape(count, -1) - np.arange(count)[:, None] * (size // count)
+            if (
+                size % count == 0
+                and (rows == rows[0]).all()
+                and rows.min() >= 0
+                and rows.max() < size // count
+            ):
+                return depth
+        return least
+
+    def buffer(self, end: End, array: Array) -> Buffer:
+        """Of a reader that reads at addresses."""
+        stage, reads = end.stage, tuple(self.fetches[end.stage, array])
+        first = min(end.held, default=len(stage.loops))
+        size = math.prod(array.shape) // math.prod(stage.counts[self.depth.get(array, 0) : first])
+        places = self.places(stage, [n.args[0] for n in reads])
+        count = len(reads)
+        dealt = (
+            places is not None
+            and count & (count - 1) == 0
+            and size % count == 0
+            and bool((places % count == np.arange(count)).all())
+        )
+        return Buffer(size, reads, count if dealt else 1)
+
+    def places(self, stage: Stage, addresses: Sequence[Node]) -> np.ndarray | None:
+        """Addresses [*loops, reads], if loop counters tell them."""
+        found = [stage.graph.numbers(a, grid(stage.loops)) for a in addresses]
+        known = [np.broadcast_to(f, stage.counts) for f in found if f is not None]
+        return np.stack(known, axis=-1) if len(known) == len(found) else None
 
     def writing(self, stage: Stage, array: Array) -> End:
         """Raises UnsupportedError unless beats are given in order."""
         stores = self.stores[stage, array]
-        held, order = self.sequence(stage, array, list(stores), "written")
+        found = self.sequence(stage, array, list(stores))
+        if not found:
+            raise self.refuse(f"{array.name} is not written in order, each element once")
+        held, order = found
         values = list(stores.values())
         return End(stage, held, tuple(values[i] for i in order))
 
     def sequence(
-        self, stage: Stage, array: Array, addresses: Sequence[Node], verb: str
-    ) -> tuple[tuple[int, ...], list[int]]:
-        """Loops that the addresses do not depend on, and the lanes in the addresses' order."""
-        counts, depth = stage.counts, self.depth.get(array, 0)
-        found = [stage.graph.numbers(a, grid(stage.loops)) for a in addresses]
-        if any(f is None for f in found):
-            raise self.refuse(f"{array.name} is {verb} at places that depend on data")
-        places = np.stack([np.broadcast_to(f, counts) for f in found if f is not None], axis=-1)
-        held = tuple(
-            i for i, n in enumerate(counts) if i >= depth and (places == places.take([0], axis=i)).all()
-        )
+        self, stage: Stage, array: Array, addresses: Sequence[Node]
+    ) -> tuple[tuple[int, ...], list[int]] | None:
+        """Loops that the addresses do not depend on, and the lanes in the addresses' order; None if out of order."""
+        depth = self.depth.get(array, 0)
+        places = self.places(stage, addresses)
+        if places is None:
+            return None
+        held = tuple(i for i in range(depth, len(stage.loops)) if (places == places.take([0], axis=i)).all())
         for i in (*range(depth), *held):
             places = places.take([0], axis=i)
         order = [int(i) for i in np.argsort(places.reshape(-1, len(addresses))[0])]
         if not np.array_equal(places[..., order].ravel(), np.arange(math.prod(array.shape))):
-            raise self.refuse(f"{array.name} is not {verb} in order, each element once")
+            return None
         return held, order
 
 
@@ -388,6 +475,14 @@ class _Iteration:
         lanes = self.owner.loads.setdefault((self.stage, e.array), [])
         if address not in lanes:
             lanes.append(address)
+        depth = self.owner.buffered.get((self.stage.index, e.array))
+        if depth is not None:
+            outer = {loop.counter: 0 for loop in self.stage.loops[:depth]}
+            found = self.graph.fetch(e.array, self.graph.replaced(address, outer))
+            fetches = self.owner.fetches.setdefault((self.stage, e.array), [])
+            if found not in fetches:
+                fetches.append(found)
+            return found
         source = Source("element", e.array, lanes.index(address))
         return self.graph.source(source, e.array.range, f"{e.array.name}{source.lane or ''}")
 

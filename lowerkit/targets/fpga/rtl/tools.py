@@ -38,7 +38,8 @@ def program(name: str) -> str:
     if found is None:
         package = "iverilog" if name in ("iverilog", "vvp") else name
         raise ToolError(
-            f"{name} is not installed, and the RTL flow needs it", hint=f"install it with apt-get install {package}"
+            f"{name} is not installed, and the RTL flow needs it",
+            hint=f"install it with apt-get install {package}",
         )
     return found
 

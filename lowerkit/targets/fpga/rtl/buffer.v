@@ -1,0 +1,61 @@
+// Counts the beats that fill two blocks in turn. A block is read from `valid` to `pop`, and may be overwritten at `done`.
+module lk_blocks #(
+  parameter SIZE = 8,
+  parameter BITS = 3
+) (
+  input wire clk,
+  input wire rst,
+  input wire push,
+  output wire ready,
+  output reg [BITS-1:0] place,
+  output reg half_in,
+  output wire valid,
+  input wire pop,
+  output reg half_out,
+  input wire done
+);
+  localparam [BITS-1:0] LAST = SIZE - 1;
+  reg [1:0] free;
+  reg [1:0] full;
+  wire filled = push & (place == LAST);
+  assign ready = free != 0;
+  assign valid = full != 0;
+  always @(posedge clk) begin
+    if (rst) begin
+      place <= 0;
+      half_in <= 1'b0;
+      half_out <= 1'b0;
+      free <= 2'd2;
+      full <= 2'd0;
+    end else begin
+      if (push) place <= filled ? {BITS{1'b0}} : place + 1'b1;
+      half_in <= half_in ^ filled;
+      half_out <= half_out ^ pop;
+      if (filled & ~done) free <= free - 1'b1;
+      if (done & ~filled) free <= free + 1'b1;
+      if (filled & ~pop) full <= full + 1'b1;
+      if (pop & ~filled) full <= full - 1'b1;
+    end
+  end
+endmodule
+
+// A memory that answers after two cycles.
+module lk_memory #(
+  parameter WIDTH = 8,
+  parameter BITS = 4
+) (
+  input wire clk,
+  input wire write,
+  input wire [BITS-1:0] to,
+  input wire [WIDTH-1:0] in,
+  input wire [BITS-1:0] from,
+  output reg [WIDTH-1:0] out
+);
+  reg [WIDTH-1:0] memory [0:(1<<BITS)-1];
+  reg [WIDTH-1:0] word;
+  always @(posedge clk) begin
+    if (write) memory[to] <= in;
+    word <= memory[from];
+    out <= word;
+  end
+endmodule
