@@ -23,7 +23,7 @@ from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels import softmax
 from lowerkit.targets.fpga.kernels.activation import activation, full_table
 from lowerkit.targets.fpga.kernels.elementwise import add, relu
-from lowerkit.targets.fpga.kernels.linear import linear
+from lowerkit.targets.fpga.kernels.linear import linear, matmul
 from lowerkit.targets.fpga.kernels.norm import normalise
 from lowerkit.targets.fpga.lang.expr import (
     BitLength,
@@ -65,6 +65,10 @@ KERNELS = [
     linear("linear", (3,), WEIGHTS, WIDE, BYTE, WIDE, reuse=4, bias=np.arange(4) * 999)[0],
     linear("linear_once", (3,), WEIGHTS, WIDE, BYTE, WIDE)[0],
     normalise("norm", (3, 16), WIDE, WIDE, gamma=np.linspace(-1, 1, 16), beta=np.linspace(0, 1, 16)).kernel,
+    linear("linear_kept", (3,), WEIGHTS, WIDE, BYTE, WIDE, reuse=16, bias=np.arange(4) * 999)[0],
+    linear("linear_alone", (3,), WEIGHTS[:, :1], WIDE, BYTE, WIDE, reuse=4)[0],
+    matmul("matmul", (2,), (4, 8, 4), WIDE, WIDE, WIDE, reuse=4)[0],
+    matmul("matmul_kept", (2,), (3, 6, 5), WIDE, BYTE, WIDE, transposed=True, reuse=15)[0],
     softmax.fixed(4, 17, WIDE, WIDE, name="fixed"),
     softmax.fixed(3, 1, BYTE, WIDE, name="fixed_alone"),
     softmax.shift(4, 17, WIDE, WIDE, name="shift"),
@@ -107,9 +111,11 @@ def test_every_bit_is_the_interpreters(kernel: Kernel) -> None:
     (softmax.fixed(4, 32, WIDE, WIDE, name="k"), 128),
     (normalise("k", (4, 32), WIDE, WIDE).kernel, 128),
     (linear("k", (4,), WEIGHTS, WIDE, BYTE, WIDE, reuse=4)[0], 16),
-], ids=["shift", "fixed", "norm", "linear"])  # fmt: skip
-def test_an_element_each_cycle(kernel: Kernel, cycles: int) -> None:
-    """Stages overlap: a sample takes as many cycles as it has outputs, though rows are read more than once."""
+    (linear("k", (4,), WEIGHTS, WIDE, BYTE, WIDE, reuse=32)[0], 128),
+    (matmul("k", (1,), (8, 8, 8), WIDE, BYTE, WIDE, reuse=64)[0], 512),
+], ids=["shift", "fixed", "norm", "linear", "linear kept", "matmul"])  # fmt: skip
+def test_an_iteration_each_cycle(kernel: Kernel, cycles: int) -> None:
+    """Stages overlap: a sample takes as many cycles as its longest loop, though rows are read more than once."""
     _, found = simulate_rtl(kernel, inputs(kernel, 4), stalls=False)
     assert found.interval == cycles
 
@@ -194,8 +200,53 @@ def test_the_same_text_again() -> None:
     assert first == again
 
 
+@simulated
+def test_a_transpose_is_buffered() -> None:
+    k = Builder("turned", "the transpose of a block of each half")
+    x, y = k.input("x", (2, 4, 3), BYTE.range), k.output("y", (2, 3, 4), BYTE.range)
+    with k.loop("half", 2) as half, k.loop("i", 3) as i, k.loop("j", 4, pipeline=True) as j:
+        k.store(y, (half, i, j), x[half, j, i])
+    kernel = k.finish()
+    (channel,) = [c for c in split(kernel).channels if c.buffer]
+    assert channel.buffer is not None
+    assert channel.buffer.size == 12
+    for seed in range(3):
+        check(kernel, inputs(kernel, 5, seed), seed)
+
+
+@simulated
+def test_an_address_that_depends_on_data() -> None:
+    k = Builder("gathered", "y = x[index]")
+    x, index = k.input("x", (8,), BYTE.range), k.input("index", (2, 5), Range(0, 7))
+    y = k.output("y", (2, 5), BYTE.range)
+    with k.loop("i", 2) as i, k.loop("j", 5, pipeline=True) as j:
+        k.store(y, (i, j), x[k.let("place", index[i, j])])
+    kernel = k.finish()
+    rng = np.random.default_rng(0)
+    given_codes = {"x": rng.integers(-128, 128, (5, 8)), "index": rng.integers(0, 8, (5, 2, 5))}
+    check(kernel, given_codes, 1)
+
+
+@simulated
+def test_iterations_wait_for_what_they_recall() -> None:
+    """Two places in turn: each is read again two iterations after it is written, before a pipeline is through."""
+    k = Builder("turns", "running sums of even and odd elements")
+    x, y = k.input("x", (16, 2), BYTE.range), k.output("y", (16, 2), Range(-4096, 4096))
+    kept = k.local("kept", (2,), Range(-4096, 4096))
+    with k.loop("i", 16, serial=True) as i, k.loop("j", 2, pipeline=True) as j:
+        before = Select(equal(i, 0), x[i, j] * 0, kept[j])
+        total = k.let("total", before + x[i, j], Range(-4096, 4096))
+        k.store(kept, j, total)
+        k.store(y, (i, j), total)
+    kernel = k.finish()
+    given_codes = inputs(kernel, 4)
+    check(kernel, given_codes, 1)
+    _, cycles = simulate_rtl(kernel, given_codes, stalls=False)
+    assert 32 < cycles.interval <= 32 * 4
+
+
 def test_refusals() -> None:
-    with pytest.raises(UnsupportedError, match=r"kernel turned: x is not read in order.*HLS flow"):
+    with pytest.raises(UnsupportedError, match=r"kernel turned: y is not written in order.*HLS flow"):
         split(_turned())
     with pytest.raises(UnsupportedError, match="register h goes around a loop through several stages"):
         split(_around())
@@ -204,8 +255,8 @@ def test_refusals() -> None:
 def _turned() -> Kernel:
     k = Builder("turned", "the transpose")
     x, y = k.input("x", (4, 3), BYTE.range), k.output("y", (3, 4), BYTE.range)
-    with k.loop("i", 3) as i, k.loop("j", 4, pipeline=True) as j:
-        k.store(y, (i, j), x[j, i])
+    with k.loop("i", 4) as i, k.loop("j", 3, pipeline=True) as j:
+        k.store(y, (j, i), x[i, j])
     return k.finish()
 
 

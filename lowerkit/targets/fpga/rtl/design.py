@@ -115,7 +115,9 @@ class _Top:
         Full speed needs a place for each beat on its way. Where the reader waits for something else as well, all
         that the writer may have to give before that comes has to fit, once more for each row that it is ahead.
         """
-        least = 2 if channel.writer and channel.writer.held else latency + 3
+        least = latency + 3
+        if channel.writer and (apart := channel.writer.apart) > 1:
+            least = -(-least // apart) + 1
         if channel.reader and len(channel.reader.stage.takes) > 1 and not channel.buffer:
             behind = self.level[channel.reader.stage] - (
                 self.level[channel.writer.stage] if channel.writer else 0

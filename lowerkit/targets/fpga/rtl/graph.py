@@ -4,7 +4,8 @@ Operations are those of `lang.expr`, besides them
 
 - `const`: a number; `source`: what comes from outside of the iteration, see `Source`.
 - `cast`: a number that is known to be of a narrower range.
-- `read`: a word of a memory of constants at an address; `fetch`: an element of a buffer.
+- `read`: a word of a memory of constants at an address; `fetch`: an element of a buffer; `recall`: of memory
+  that the stage itself writes.
 """
 
 from __future__ import annotations
@@ -144,27 +145,33 @@ class Graph:
         """An element of a buffered array."""
         return self._make("fetch", (address,), array.range, array, array.name)
 
-    def replaced(self, root: Node, numbers: Mapping[Var, int]) -> Node:
-        """The same expression with numbers for some counters."""
+    def recall(self, array: Array, index: Node) -> Node:
+        """What an earlier iteration kept at a place."""
+        return self._make("recall", (index,), array.range, array, array.name)
+
+    def replaced(self, root: Node, others: Mapping[Node, Node]) -> Node:
+        """The same expression with other nodes for some."""
         made: dict[Node, Node] = {}
         for node in reached([root]):
-            args = [made[a] for a in node.args]
-            if node.op == "source" and node.detail.kind == "counter" and node.detail.key in numbers:
-                made[node] = self.const(numbers[node.detail.key])
-            elif node.op in BINARY:
-                made[node] = self.binary(node.op, *args)
-            elif node.op == "select":
-                made[node] = self.select(*args)
-            elif node.op == "bit_length":
-                made[node] = self.bit_length(*args)
-            elif node.op == "slice":
-                made[node] = self.slice(*args, *node.detail)
-            elif node.op == "cast":
-                made[node] = self.cast(*args, node.range, node.name)
-            elif node.op == "read":
-                made[node] = self.read(node.detail, *args, node.range, node.name)
-            else:
+            args = tuple(made[a] for a in node.args)
+            if node in others:
+                made[node] = others[node]
+            elif args == node.args:
                 made[node] = node
+            elif node.op in BINARY:
+                made[node] = self.binary(node.op, args[0], args[1])
+            elif node.op == "select":
+                made[node] = self.select(args[0], args[1], args[2])
+            elif node.op == "bit_length":
+                made[node] = self.bit_length(args[0])
+            elif node.op == "slice":
+                made[node] = self.slice(args[0], *node.detail)
+            elif node.op == "cast":
+                made[node] = self.cast(args[0], node.range, node.name)
+            elif node.op == "read":
+                made[node] = self.read(node.detail, args[0], node.range, node.name)
+            else:
+                made[node] = self._make(node.op, args, node.range, node.detail, node.name)
         return made[root]
 
     def shortened(self, update: Node, state: Node) -> Node:
@@ -172,10 +179,7 @@ class Graph:
 
         floor(a / 2^c) + b = floor((a + b 2^c) / 2^c), and (a + b) + c = a + (b + c), where a depends on the state.
         """
-        late = {state}
-        for node in reached([update]):
-            if any(a in late for a in node.args):
-                late.add(node)
+        late = after(reached([update]), {state})
 
         def sum_of(node: Node, term: Node) -> Node:
             """node + term, for a node that depends on the state."""
@@ -208,12 +212,11 @@ class Graph:
     def _evaluate(self, node: Node, grid: dict[Var, np.ndarray]) -> np.ndarray | None:
         if node.op == "const":
             return np.asarray(node.detail)
-        if node.op == "fetch":
+        if node.op in ("fetch", "recall"):
             return None
         if node.op == "source":
             source: Source = node.detail
-            counter: np.ndarray | None = grid.get(source.key) if source.kind == "counter" else None
-            return counter
+            return np.asarray(grid[source.key]) if source.kind == "counter" else None
         parts = [self.numbers(a, grid) for a in node.args]
         given = [p for p in parts if p is not None]
         if len(given) < len(parts) or node.op == "bit_length":
@@ -221,13 +224,13 @@ class Graph:
         if node.op == "select":
             return np.where(given[0] != 0, given[1], given[2])
         if node.op == "slice":
-            return (given[0] >> node.detail[0]) & ((1 << node.detail[1]) - 1)
+            return np.asarray((given[0] >> node.detail[0]) & ((1 << node.detail[1]) - 1))
         if node.op == "cast":
             return given[0]
         if node.op == "read":
             words: np.ndarray = node.detail
             return np.asarray(words[given[0]])
-        return np.asarray(OPERATIONS[node.op](*given))
+        return np.asarray(OPERATIONS[node.op](*given), np.int64)
 
     def _make(
         self, op: str, args: tuple[Node, ...], range: Range, detail: Any = None, name: str = ""
@@ -250,3 +253,12 @@ def reached(roots: Iterable[Node]) -> list[Node]:
             stack.append((node, True))
             stack += [(a, False) for a in reversed(node.args)]
     return list(found)
+
+
+def after(nodes: Iterable[Node], first: Iterable[Node]) -> set[Node]:
+    """Those of nodes, operands first, that depend on some, and these."""
+    found = set(first)
+    for node in nodes:
+        if any(a in found for a in node.args):
+            found.add(node)
+    return found

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.targets.fpga.rtl.graph import Node, reached
+from lowerkit.targets.fpga.rtl.graph import Node, after, reached
 from lowerkit.targets.fpga.rtl.stages import Stage, State
 
 #: Operations that take a clock edge.
-MEMORIES = ("read", "fetch")
+MEMORIES = ("read", "fetch", "recall")
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ def steps(stage: Stage) -> list[Step]:
     """The steps of an iteration. Raises UnsupportedError for a table within a recurrence."""
     roots = [n for c in stage.gives if c.writer for n in c.writer.nodes]
     roots += [n for s in stage.states for n in (s.update, s.initial)]
+    roots += [n for m in stage.memories for n in (m.index, m.value)]
     nodes = reached(roots)
     found = _recurrences(stage, nodes)
     home = {node: r for r in found for node in r.nodes}
     level = dict.fromkeys(nodes, 0)
     before = dict.fromkeys(found, 0)
+    # What is recalled is read as late as can be, so that it is written again soon after.
+    kept = {m.value for m in stage.memories}
+    beside = {n: _beside(n, nodes) for n in nodes if n.op == "recall"}
     changed = True
     while changed:
         changed = False
@@ -60,7 +64,9 @@ def steps(stage: Stage) -> list[Step]:
             if node in home:
                 wanted = before[home[node]] + 1
             else:
-                wanted = max((level[a] for a in node.args), default=0) + (node.op in MEMORIES)
+                wanted = max((level[a] for a in (*node.args, *beside.get(node, ()))), default=0)
+                wanted += node.op in MEMORIES
+                wanted = max([wanted, *(level[a] + 1 for a in node.args if a in kept)])
             changed |= wanted != level[node]
             level[node] = wanted
     plain = [n for n in nodes if n not in home and n.op not in ("const", "source", *MEMORIES)]
@@ -76,6 +82,12 @@ def steps(stage: Stage) -> list[Step]:
     ]
 
 
+def _beside(recalled: Node, nodes: list[Node]) -> list[Node]:
+    """What else is needed by what depends on a recalled number."""
+    late = after(nodes, [recalled])
+    return [a for n in nodes if n in late and n is not recalled for a in n.args if a not in late]
+
+
 def _recurrences(stage: Stage, nodes: list[Node]) -> list[Recurrence]:
     """States that depend on each other, directly or not, together."""
     above = {s: set(reached([s.update])) for s in stage.states}
@@ -87,11 +99,8 @@ def _recurrences(stage: Stage, nodes: list[Node]) -> list[Recurrence]:
             continue
         group = tuple(t for t in stage.states if t is state or (t in ahead[state] and state in ahead[t]))
         done |= set(group)
-        after: set[Node] = {s.source for s in group}
-        for node in nodes:
-            if any(a in after for a in node.args):
-                after.add(node)
-        within = after & set().union(*(above[s] for s in group)) | {s.update for s in group}
+        late = after(nodes, [s.source for s in group])
+        within = late & set().union(*(above[s] for s in group)) | {s.update for s in group}
         within |= {s.source for s in group}
         inner = tuple(n for n in nodes if n in within)
         inner = (*(s.source for s in group if s.source not in inner), *inner)

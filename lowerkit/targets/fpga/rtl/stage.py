@@ -68,6 +68,7 @@ class _Printer:
     modules: list[dslx.Module] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     fresh: set[Node] = field(default_factory=set)
+    ii: int = 1
     last_fetch: dict[str, int] = field(default_factory=dict)
 
     def printed(self) -> Printed:
@@ -76,7 +77,9 @@ class _Printer:
         # Beats are registered first: they may come straight from a block RAM.
         now = 1
         wanted = steps(self.stage)
-        later: list[set[Node]] = [self.finals()]
+        later: list[set[Node]] = [
+            self.finals() | {n for m in self.stage.memories for n in (m.index, m.value)}
+        ]
         for step in reversed(wanted):
             used = {a for n in (*step.logic, *step.reads) for a in n.args}
             used |= {n for r in step.recurrences for n in r.inputs}
@@ -92,6 +95,7 @@ class _Printer:
                 self.recurrence(f"{k}_{n}", recurrence, later[len(wanted) - 1 - k], now)
             now += READ if step.reads else 1 if step.recurrences else 0
         self.release()
+        self.keep()
         latency = {c.name: self.give(c) for c in self.stage.gives}
         return Printed(self.module(), tuple(self.modules), tuple(self.texts), latency)
 
@@ -132,6 +136,9 @@ class _Printer:
     def issue(self) -> None:
         """When an iteration starts, and the channels' part in it."""
         asked = [f"{c.name}_valid" for c in self.stage.takes]
+        if self.stage.memories:
+            self.lines.append("  wire pace;")
+            asked.append("pace")
         for c in self.stage.takes:
             self.lines.append(f"  assign {c.name}_pop = issue & {self.held(c)};")
         for c in self.stage.gives:
@@ -247,6 +254,8 @@ class _Printer:
         """A table, read at an address."""
         if node.op == "fetch":
             return self.fetch(node, now)
+        if node.op == "recall":
+            return self.recall(node, now)
         address = self.at(node.args[0], now)
         name, bits = self.name(node), node.range.bits
         self.time[node] = now + READ
@@ -284,6 +293,48 @@ class _Printer:
         return [
             f"  wire {bus(bits + dealt)}{name}_place = {wide};",
             f"  assign {name}_from = {{{half}, {name}_place{f'[{bits + dealt - 1}:{dealt}]' if dealt else ''}}};",
+        ]
+
+    def recall(self, node: Node, now: int) -> list[str]:
+        """An element of the stage's own memory."""
+        (memory,) = [m for m in self.stage.memories if m.recalled is node]
+        place = self.at(node.args[0], now)
+        name, bits = self.name(node), node.range.bits
+        self.time[node] = now + READ
+        return [
+            f"  reg {bus(bits)}{name}_memory [0:{memory.depth - 1}];",
+            f"  reg {bus(bits)}{name}_word;",
+            f"  reg {bus(bits)}{name};",
+            "  always @(posedge clk) begin",
+            f"    {name}_word <= {name}_memory[{place}];",
+            f"    {name} <= {name}_word;",
+            "  end",
+        ]
+
+    def keep(self) -> None:
+        """Writes to the stage's own memories; iterations start as far apart as the next read has to be behind."""
+        for m in self.stage.memories:
+            name, bits = self.names[m.recalled], m.recalled.range.bits
+            written = self.time.get(m.value, 0) + (m.value in self.fresh)
+            read = self.time[m.recalled] - READ
+            self.ii = max(self.ii, (written - read) // m.distance + 1)
+            valid = self.delayed("issue", 1, 0, written, reset=True)
+            place, value = self.at(m.index, written), self.sized(m.value, bits, written)
+            self.lines.append(f"  always @(posedge clk) if ({valid}) {name}_memory[{place}] <= {value};")
+        if not self.stage.memories:
+            return
+        if self.ii == 1:
+            self.lines.append("  assign pace = 1'b1;")
+            return
+        bits = (self.ii - 1).bit_length()
+        self.lines += [
+            f"  reg {bus(bits)}pause;",
+            "  assign pace = pause == 0;",
+            "  always @(posedge clk) begin",
+            f"    if (rst) pause <= {number(0, bits)};",
+            f"    else if (issue) pause <= {number(self.ii - 1, bits)};",
+            "    else if (~pace) pause <= pause - 1'b1;",
+            "  end",
         ]
 
     def release(self) -> None:

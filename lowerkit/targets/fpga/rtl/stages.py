@@ -15,12 +15,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.targets.fpga.lang.access import statements
+from lowerkit.targets.fpga.lang.access import statements, touches
 from lowerkit.targets.fpga.lang.expr import (
     Array,
     Binary,
@@ -66,6 +66,31 @@ class End:
     stage: Stage
     held: tuple[int, ...]
     nodes: tuple[Node, ...] = ()
+
+    @property
+    def apart(self) -> int:
+        """Iterations from a beat to the next one, at least."""
+        counts = self.stage.counts
+        inner = [n for i, n in enumerate(counts) if all(j in self.held for j in range(i, len(counts)))]
+        return math.prod(inner)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a stage keeps for itself, of one element of an iteration.
+
+    Attributes:
+        index: the element's place in the memory.
+        recalled, value: what an iteration reads and writes there.
+        depth: elements.
+        distance: iterations from a write to the next read of the same place, at least.
+    """
+
+    index: Node
+    recalled: Node
+    value: Node
+    depth: int
+    distance: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,8 @@ class Stage:
 
     Attributes:
         loops: all loops around; the last one is the innermost.
+        index: its place among the stages.
+        memories: of its own.
         takes, gives: its channels.
     """
 
@@ -125,6 +152,7 @@ class Stage:
     graph: Graph
     index: int
     states: list[State] = field(default_factory=list)
+    memories: list[Memory] = field(default_factory=list)
     takes: list[Channel] = field(default_factory=list)
     gives: list[Channel] = field(default_factory=list)
     values: dict[Var, Node] = field(default_factory=dict)
@@ -175,6 +203,8 @@ class _Splitter:
         #: By stage, the flat addresses of each array's elements that it reads or writes, and what it writes.
         self.loads: dict[tuple[Stage, Array], list[Node]] = {}
         self.stores: dict[tuple[Stage, Array], dict[Node, Node]] = {}
+        #: Arrays that one stage alone writes and reads.
+        self.private: set[Array] = set()
         self.fetches: dict[tuple[Stage, Array], list[Node]] = {}
         #: Stages that took a variable's value from elsewhere.
         self.users: dict[Var, list[Stage]] = {}
@@ -184,7 +214,8 @@ class _Splitter:
         for array in self.kernel.inputs:
             self.connect(array, None)
         for array in [*self.locals(), *self.kernel.outputs]:
-            self.connect(array, array)
+            if array not in self.private:
+                self.connect(array, array)
         return Pipeline(self.kernel, tuple(self.stages), tuple(self.channels))
 
     def locals(self) -> list[Array]:
@@ -210,13 +241,20 @@ class _Splitter:
 
     def stage(self, body: Sequence[Statement], loops: tuple[For, ...], label: str) -> None:
         stage = Stage(f"{self.kernel.name}_s{len(self.stages)}_{label}", loops, Graph(), len(self.stages))
-        work = _Iteration(self, stage)
+        work = _Iteration(self, stage, body)
         work.block(body)
+        stage.memories = work.memories()
         for var, (source, initial) in work.states.items():
-            update = stage.graph.shortened(stage.graph.cast(work.values[var], var.range, var.name), source)
+            update = work.shorten(stage.graph.cast(work.values[var], var.range, var.name), source)
             stage.states.append(State(var, source, update, initial, self.depth[var]))
             work.values[var] = update
-        stage.values = work.values
+        # What was found to be the same number is so for everyone.
+        stage.states = [replace(s, update=work.renewed(s.update)) for s in stage.states]
+        stage.memories = [replace(m, value=work.renewed(m.value)) for m in stage.memories]
+        stage.values = {var: work.renewed(node) for var, node in work.values.items()}
+        for (owner, _), kept in self.stores.items():
+            if owner is stage:
+                kept.update({address: work.renewed(value) for address, value in kept.items()})
         numbers = {var: node.value for var, node in work.values.items()}
         busy = any(owner is stage for owner, _ in self.stores) or None in numbers.values()
         for var, number in numbers.items():
@@ -373,6 +411,16 @@ class _Splitter:
         return held, order
 
 
+def touches_stores(body: Sequence[Statement], array: Array) -> int:
+    """How often the array is written."""
+    return sum(
+        s.count * touches_stores(s.body, array)
+        if isinstance(s, For)
+        else int(isinstance(s, Store) and s.array is array)
+        for s in body
+    )
+
+
 def grid(loops: Sequence[For]) -> dict[Var, np.ndarray]:
     """The counters in all iterations, one axis each."""
     sizes = [loop.count for loop in loops]
@@ -392,8 +440,16 @@ def _common(nests: Sequence[tuple[For, ...]]) -> tuple[For, ...]:
 class _Iteration:
     """Statements of one iteration as nodes."""
 
-    def __init__(self, owner: _Splitter, stage: Stage) -> None:
+    def __init__(self, owner: _Splitter, stage: Stage, body: Sequence[Statement]) -> None:
         self.owner, self.stage, self.graph = owner, stage, stage.graph
+        written = {s.array for s in statements(body) if isinstance(s, Store)} - set(owner.kernel.outputs)
+        #: Arrays that are both written and read here.
+        self.own_arrays = {a for a in written if touches(body, a) > touches_stores(body, a)}
+        #: Their elements: registers for those at one place, and for others what is recalled and kept, by address.
+        self.cells: dict[tuple[Array, int], Var] = {}
+        self.recalled: dict[tuple[Array, Node], Node] = {}
+        self.kept: dict[tuple[Array, Node], Node] = {}
+        self.shorter: dict[Node, Node] = {}
         self.values: dict[Var, Node] = {}
         self.states: dict[Var, tuple[Node, Node]] = {}
         self.own = {loop.counter: loop for loop in stage.loops}
@@ -416,6 +472,9 @@ class _Iteration:
             else:
                 assert isinstance(statement, Store)
                 value = self.graph.cast(self.node(statement.value), statement.array.range)
+                if statement.array in self.own_arrays:
+                    self.keep(statement.array, self.address(statement.array, statement.indices), value)
+                    continue
                 kept = self.owner.stores.setdefault((self.stage, statement.array), {})
                 kept[self.address(statement.array, statement.indices)] = value
 
@@ -472,12 +531,17 @@ class _Iteration:
         address = self.address(e.array, e.indices)
         if e.array.data is not None:
             return self.constant(e.array, address)
+        if e.array in self.own_arrays:
+            return self.recall(e.array, address)
+        if e.array in self.owner.private:
+            raise self.owner.refuse(f"{e.array.name} is kept by one loop and read by another")
         lanes = self.owner.loads.setdefault((self.stage, e.array), [])
         if address not in lanes:
             lanes.append(address)
         depth = self.owner.buffered.get((self.stage.index, e.array))
         if depth is not None:
-            outer = {loop.counter: 0 for loop in self.stage.loops[:depth]}
+            zero = self.graph.const(0)
+            outer = {self.node(loop.counter): zero for loop in self.stage.loops[:depth]}
             found = self.graph.fetch(e.array, self.graph.replaced(address, outer))
             fetches = self.owner.fetches.setdefault((self.stage, e.array), [])
             if found not in fetches:
@@ -490,21 +554,96 @@ class _Iteration:
         """Of constants: those at places that counters tell are put in the order in which they are needed."""
         assert array.data is not None
         words = array.data.ravel()
-        places = self.graph.numbers(address, grid(self.stage.loops))
+        index, places = self.compact(address)
         if places is None:
             return self.graph.read(words, address, array.range, array.name)
-        places = np.broadcast_to(places, self.stage.counts)
-        moving = [axis for axis in range(places.ndim) if not (places == places.take([0], axis=axis)).all()]
-        for axis in range(places.ndim):
-            if axis not in moving:
-                places = places.take([0], axis=axis)
+        return self.graph.read(words[places], index, array.range, array.name)
+
+    def compact(self, address: Node) -> tuple[Node, np.ndarray | None]:
+        """A running number of the loops that an address depends on, and the addresses by it; None if data tells."""
+        places = self.graph.numbers(address, grid(self.stage.loops))
         index = self.graph.const(0)
-        for axis in moving:
-            loop = self.stage.loops[axis]
-            counter = self.node(loop.counter)
+        if places is None:
+            return index, None
+        places = np.broadcast_to(places, self.stage.counts)
+        for axis, loop in enumerate(self.stage.loops):
+            if (places == places.take([0], axis=axis)).all():
+                places = places.take([0], axis=axis)
+                continue
             index = self.graph.binary("mul", index, self.graph.const(loop.count))
-            index = self.graph.binary("add", index, counter)
-        return self.graph.read(words[places.ravel()], index, array.range, array.name)
+            index = self.graph.binary("add", index, self.node(loop.counter))
+        return index, places.ravel()
+
+    def shorten(self, update: Node, state: Node) -> Node:
+        """The number that takes an update's place."""
+        found = self.graph.shortened(update, state)
+        if found is not update:
+            self.shorter[update] = found
+        return found
+
+    def renewed(self, node: Node) -> Node:
+        """A value with all that was shortened."""
+        return self.graph.replaced(node, self.shorter) if self.shorter else node
+
+    # Arrays that are written and read by the same loop.
+
+    def cell(self, array: Array, place: int) -> Var:
+        """The register for an element that is always at the same place."""
+        if (array, place) not in self.cells:
+            var = Var(f"{array.name}_{place}", array.range)
+            self.cells[array, place] = var
+            self.owner.depth[var] = self.owner.depth[array]
+            source = self.graph.source(Source("state", var), array.range, var.name)
+            # A kernel reads no element before it is written: any number will do.
+            self.states[var] = source, self.graph.const(min(max(0, array.range.low), array.range.high))
+            self.values[var] = source
+        return self.cells[array, place]
+
+    def recall(self, array: Array, address: Node) -> Node:
+        """An element as it was before the iteration, or as it was written in it."""
+        if address.value is not None:
+            return self.values[self.cell(array, address.value)]
+        key = (array, address)
+        if key in self.kept:
+            return self.kept[key]
+        if key not in self.recalled:
+            self.recalled[key] = self.graph.recall(array, self.compact(address)[0])
+        return self.recalled[key]
+
+    def keep(self, array: Array, address: Node, value: Node) -> None:
+        if address.value is not None:
+            self.values[self.cell(array, address.value)] = value
+        else:
+            self.kept[array, address] = value
+
+    def memories(self) -> list[Memory]:
+        """A memory for each element of an iteration; each has its own places."""
+        found: list[Memory] = []
+        self.owner.private |= self.own_arrays
+        taken: dict[Array, np.ndarray] = {}
+        for (array, address), value in self.kept.items():
+            index, places = self.compact(address)
+            recalled = self.recalled.get((array, address))
+            others = taken.get(array, np.zeros(0, np.int64))
+            if (
+                places is None
+                or recalled is None
+                or len(np.unique(np.append(places, others))) != len(places) + len(others)
+            ):
+                raise self.owner.refuse(
+                    f"{array.name} is read and written by one loop at places that may coincide"
+                )
+            taken[array] = np.append(others, places)
+            running = np.asarray(self.graph.numbers(index, grid(self.stage.loops)))
+            numbers = np.broadcast_to(running, self.stage.counts).ravel()
+            order = np.argsort(numbers, kind="stable")
+            gaps = np.diff(order)[np.diff(numbers[order]) == 0]
+            distance = int(gaps.min()) if len(gaps) else numbers.size
+            value = self.shorten(value, recalled)
+            found.append(Memory(index, recalled, value, len(places), distance))
+        if len(found) < len(self.recalled):
+            raise self.owner.refuse("an array is read and written by one loop at different places")
+        return found
 
     def address(self, array: Array, indices: Sequence[Expr]) -> Node:
         """The element's place, the last axis fastest."""
