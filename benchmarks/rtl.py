@@ -64,6 +64,8 @@ class Entry:
     function: Function | None = None
     source: Fixed = WIDE
     target: Fixed = WIDE
+    #: The module that is placed, the whole kernel if None.
+    top: str | None = None
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -113,6 +115,12 @@ ENTRIES = {
         lambda: softmax.shift(*SHAPE, WIDE, WIDE, octaves=True, name="shift"),
         _octaves,
     ),
+    "shift_sum": Entry(
+        "softmax: shift, the stage that sums alone",
+        lambda: softmax.shift(*SHAPE, WIDE, WIDE, octaves=True, name="shift"),
+        _octaves,
+        top="shift_s0_gather",
+    ),
     "shift_scaled": Entry(
         "softmax: shift", lambda: softmax.shift(*SHAPE, WIDE, WIDE, name="shift_scaled"), _softmax
     ),
@@ -161,7 +169,7 @@ def measure(name: str, period: int, seeds: list[int], tell: Callable[[str], None
         error = float(
             np.abs(target.dequantise(wanted[output.name]) - numbers.clip(target.low, target.high)).max()
         )
-    made = implement(rtl, seeds=seeds, progress=tell)
+    made = implement(rtl, top=entry.top, seeds=seeds, progress=tell)
     ii = cycles.interval / np.prod(output.shape)
     return {
         "name": name,

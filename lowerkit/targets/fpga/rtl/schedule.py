@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.rtl.graph import Node, after, reached
-from lowerkit.targets.fpga.rtl.stages import Stage, State
+from lowerkit.targets.fpga.rtl.pipeline import Stage, State
 
 #: Operations that take a clock edge.
 MEMORIES = ("read", "fetch", "recall")

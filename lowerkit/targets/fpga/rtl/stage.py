@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from lowerkit.targets.fpga.rtl import dslx
 from lowerkit.targets.fpga.rtl.graph import Node
+from lowerkit.targets.fpga.rtl.pipeline import Channel, Stage
 from lowerkit.targets.fpga.rtl.schedule import Recurrence, steps
-from lowerkit.targets.fpga.rtl.stages import Channel, Stage
 
 #: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
 READ = 2
