@@ -11,6 +11,8 @@ from lowerkit.targets.fpga.rtl.pipeline import Channel, Pipeline, Stage
 from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, bus, print_stage
 from lowerkit.targets.fpga.rtl.stages import split
 
+#: Files of modules that designs share.
+SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_widen", "lk_narrow")
 TEMPLATES = Path(__file__).parent.parent / "templates"
 #: Of XLS's delay model.
 PERIOD_PS = 1500
@@ -48,14 +50,21 @@ class Rtl:
     """A kernel in Verilog.
 
     Attributes:
+        modules: Verilog of all that is made for this kernel; `verilog` has the shared ones too.
         dslx: the functions that XLS made modules of.
     """
 
     name: str
-    verilog: str
+    modules: str
     dslx: str
     inputs: tuple[Stream, ...]
     outputs: tuple[Stream, ...]
+
+    @property
+    def verilog(self) -> str:
+        """One file with everything; only those shared modules that are used."""
+        shared = [(TEMPLATES / f"{name}.v").read_text() for name in SHARED if f"  {name} #" in self.modules]
+        return "\n".join([WAIVERS, *shared, self.modules])
 
 
 def print_rtl(kernel: Kernel, period_ps: int = PERIOD_PS) -> Rtl:
@@ -90,14 +99,7 @@ class _Top:
             )
         kernel = self.pipeline.kernel
         modules = {m.name: m.verilog for p in self.stages.values() for m in p.modules}
-        shared = [(TEMPLATES / f"{name}.v").read_text() for name in ("lk_fifo", "lk_buffer")]
-        parts = [
-            WAIVERS,
-            *shared[: 2 if any(c.buffer for c in self.pipeline.channels) else 1],
-            *modules.values(),
-            *(p.verilog for p in self.stages.values()),
-            self.top(),
-        ]
+        parts = [*modules.values(), *(p.verilog for p in self.stages.values()), self.top()]
         dslx = "\n".join(t for p in self.stages.values() for t in p.dslx)
         inputs, outputs = (
             tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs)

@@ -145,9 +145,9 @@ class Graph:
         """An element of a buffered array."""
         return self._make("fetch", (address,), array.range, array, array.name)
 
-    def recall(self, array: Array, index: Node) -> Node:
-        """What an earlier iteration kept at a place."""
-        return self._make("recall", (index,), array.range, array, array.name)
+    def recall(self, array: Array, lane: int, index: Node) -> Node:
+        """What an earlier iteration kept at a place of the lane's memory."""
+        return self._make("recall", (index,), array.range, (array, lane), array.name)
 
     def replaced(self, root: Node, others: Mapping[Node, Node]) -> Node:
         """The same expression with other nodes for some."""

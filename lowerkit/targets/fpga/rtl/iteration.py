@@ -202,7 +202,7 @@ class Iteration:
         if key in self.kept:
             return self.kept[key]
         if key not in self.recalled:
-            self.recalled[key] = self.graph.recall(array, self.compact(address)[0])
+            self.recalled[key] = self.graph.recall(array, len(self.recalled), self.compact(address)[0])
         return self.recalled[key]
 
     def keep(self, array: Array, address: Node, value: Node) -> None:

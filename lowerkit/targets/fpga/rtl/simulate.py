@@ -51,7 +51,14 @@ def simulate_rtl(
     Raises:
         ToolError: where a tool is missing, the design halts, or an output is undefined.
     """
-    design = rtl or print_rtl(kernel)
+    found, cycles = simulate(rtl or print_rtl(kernel), inputs, seed=seed, stalls=stalls)
+    return {a.name: found[a.name].reshape(-1, *a.shape) for a in kernel.outputs}, cycles
+
+
+def simulate(
+    design: Rtl, inputs: Mapping[str, np.ndarray], *, seed: int = 0, stalls: bool = True
+) -> tuple[dict[str, np.ndarray], Cycles]:
+    """Each output's codes, int64 [batch, codes], for the inputs' [batch, ...]; as `simulate_rtl`."""
     samples = len(next(iter(inputs.values())))
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         place = Path(scratch)
@@ -62,7 +69,7 @@ def simulate_rtl(
         command = [tools.program("iverilog"), "-g2005", "-o", "bench", "bench.v", "design.v"]
         tools.run(command, place, f"iverilog on {design.name}")
         text = tools.run([tools.program("vvp"), "-N", "bench"], place, f"the simulation of {design.name}")
-    return _collected(kernel, design, samples, text)
+    return _collected(design, samples, text)
 
 
 def beats(stream: Stream, codes: np.ndarray) -> str:
@@ -138,7 +145,7 @@ def bench(design: Rtl, samples: int, seed: int, stalls: bool) -> str:
     return "\n".join([*lines, ""])
 
 
-def _collected(kernel: Kernel, design: Rtl, samples: int, text: str) -> tuple[dict[str, np.ndarray], Cycles]:
+def _collected(design: Rtl, samples: int, text: str) -> tuple[dict[str, np.ndarray], Cycles]:
     rows: dict[str, list[tuple[int, str]]] = {s.name: [] for s in (*design.inputs, *design.outputs)}
     for line in text.splitlines():
         name, _, rest = line.partition(" ")
@@ -146,7 +153,7 @@ def _collected(kernel: Kernel, design: Rtl, samples: int, text: str) -> tuple[di
             cycle, word = rest.split()
             rows[name].append((int(cycle), word))
     found = {}
-    for stream, array in zip(design.outputs, kernel.outputs, strict=True):
+    for stream in design.outputs:
         if len(rows[stream.name]) != stream.beats * samples:
             raise ToolError(
                 f"kernel {design.name} halts after {len(rows[stream.name])} of {stream.beats * samples} beats "
@@ -154,7 +161,7 @@ def _collected(kernel: Kernel, design: Rtl, samples: int, text: str) -> tuple[di
                 hint="this is a fault of lowerkit",
             )
         found[stream.name] = _codes(design.name, stream, [w for _, w in rows[stream.name]]).reshape(
-            -1, *array.shape
+            samples, -1
         )
     start = min(rows[s.name][0][0] for s in design.inputs)
     first = min(rows[s.name][0][0] for s in design.outputs)

@@ -1,0 +1,30 @@
+// Gathers LANES words to one, the first one lowest.
+module lk_widen #(
+  parameter WIDTH = 8,
+  parameter LANES = 2,
+  parameter BITS = 1
+) (
+  input wire clk,
+  input wire rst,
+  input wire [WIDTH-1:0] in,
+  input wire in_valid,
+  output wire in_ready,
+  output reg [WIDTH*LANES-1:0] out,
+  output reg out_valid,
+  input wire out_ready
+);
+  localparam [BITS-1:0] LAST = LANES - 1;
+  reg [BITS-1:0] count;
+  assign in_ready = ~out_valid | out_ready;
+  wire taken = in_valid & in_ready;
+  always @(posedge clk) if (taken) out <= {in, out[WIDTH*LANES-1:WIDTH]};
+  always @(posedge clk) begin
+    if (rst) begin
+      count <= 0;
+      out_valid <= 1'b0;
+    end else begin
+      if (taken) count <= count == LAST ? {BITS{1'b0}} : count + 1'b1;
+      if (in_ready) out_valid <= taken & (count == LAST);
+    end
+  end
+endmodule
