@@ -174,24 +174,27 @@ class _Top:
     def buffer(self, c: Channel, push: str, data: str) -> list[str]:
         """Memories of two blocks, a beat of which is written where `push` is 1."""
         assert c.buffer
-        banks, lanes, bits = c.buffer.banks, c.lanes, address_bits(c)
+        banks, lanes, bits = c.buffer.banks, _fed(c), address_bits(c)
+        word = c.range.bits + c.place_bits
         beats = c.buffer.size // lanes
         counted = max((beats - 1).bit_length(), 1)
         # A beat of one element goes to one bank, a beat of all banks' elements to each.
         dealt = 0 if lanes == banks else banks.bit_length() - 1
         place = f"{c.name}_place{f'[{counted - 1}:{dealt}]' if dealt else ''}"
+        if c.place_bits:
+            place = f"{data}[{word - 1}:{c.range.bits}]"
         to = f"{{{c.name}_half_in, {place}}}" if counted > dealt else f"{{{c.name}_half_in, 1'b0}}"
         lines = [
             f"  wire {bus(counted)}{c.name}_place;",
             f"  wire {c.name}_half_in, {c.name}_half, {c.name}_valid, {c.name}_pop, {c.name}_done;",
-            f"  lk_blocks #(.SIZE({beats}), .BITS({counted})) u_{c.name} (.clk(clk), .rst(rst), .push({push}), "
+            f"  lk_blocks #(.SIZE({beats}), .BITS({counted})) u_{c.name}_blocks (.clk(clk), .rst(rst), .push({push}), "
             f".ready({c.name}_free), .place({c.name}_place), .half_in({c.name}_half_in), .valid({c.name}_valid), "
             f".pop({c.name}_pop), .half_out({c.name}_half), .done({c.name}_done));",
         ]
         for n in range(len(c.buffer.reads)):
             chosen = f" & {c.name}_place[{dealt - 1}:0] == {n}" if dealt else ""
-            low = n * c.range.bits
-            part = f"{data}[{low} +: {c.range.bits}]" if lanes > 1 else data
+            low = n * c.range.bits if lanes > 1 else 0
+            part = f"{data}[{low} +: {c.range.bits}]" if lanes > 1 or c.place_bits else data
             lines += [
                 f"  wire {bus(bits + 1)}{c.name}_{n}_from;",
                 f"  wire {bus(c.range.bits)}{c.name}_{n}_word;",
@@ -217,11 +220,25 @@ class _Top:
             queue = self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_pop", "")
             return [*lines, queue.replace(f".out({c.name}_out)", f".out({c.name}_data)")]
         if c.buffer:
-            lines += [f"  wire {bus(c.bits)}{c.name}_out;", f"  wire {c.name}_due, {c.name}_free;"]
-            lines.append(f"  wire {c.name}_taken = {c.name}_due & {c.name}_free;")
+            lines += [
+                f"  wire {bus(c.bits)}{c.name}_out;",
+                f"  wire {c.name}_due, {c.name}_taken, {c.name}_free;",
+            ]
             queue = self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_taken", "")
             lines.append(queue.replace(f".valid({c.name}_valid)", f".valid({c.name}_due)"))
-            return [*lines, *self.buffer(c, f"{c.name}_taken", f"{c.name}_out")]
+            if _fed(c) == c.lanes:
+                lines.append(f"  assign {c.name}_taken = {c.name}_due & {c.name}_free;")
+                return [*lines, *self.buffer(c, f"{c.name}_taken", f"{c.name}_out")]
+            word, bits = c.bits // c.lanes, (c.lanes - 1).bit_length()
+            lines += [
+                f"  wire {bus(word)}{c.name}_word;",
+                f"  wire {c.name}_open, {c.name}_given;",
+                f"  assign {c.name}_taken = {c.name}_due & {c.name}_open;",
+                f"  lk_narrow #(.WIDTH({word}), .LANES({c.lanes}), .BITS({bits})) u_{c.name}_narrow (.clk(clk), "
+                f".rst(rst), .in({c.name}_out), .in_valid({c.name}_due), .in_ready({c.name}_open), "
+                f".out({c.name}_word), .out_valid({c.name}_given), .out_ready({c.name}_free));",
+            ]
+            return [*lines, *self.buffer(c, f"{c.name}_given & {c.name}_free", f"{c.name}_word")]
         return [*lines, *self.wires(c), self.fifo(c, f"{c.name}_push", f"{c.name}_in", f"{c.name}_pop", "")]
 
     def instance(self, stage: Stage) -> str:
@@ -242,6 +259,12 @@ class _Top:
                 f".{c.name}_popped({c.name}_{'taken' if c.buffer else 'pop'})",
             ]
         return f"  {stage.name} u_{stage.name} (\n    " + ",\n    ".join(ports) + "\n  );"
+
+
+def _fed(c: Channel) -> int:
+    """Elements that a buffer takes at once: all banks' elements, or one after the other."""
+    assert c.buffer
+    return c.lanes if c.lanes == c.buffer.banks and not c.place_bits else 1
 
 
 def _levels(pipeline: Pipeline) -> dict[Stage, int]:

@@ -34,7 +34,7 @@ class End:
     """A stage's end of a channel.
 
     Attributes:
-        nodes: of a writer, what it writes.
+        nodes: of a writer, what it writes; where that is at addresses, each number's follows.
         held: places of loops that are at their last iteration where a beat is taken or given.
     """
 
@@ -94,6 +94,7 @@ class Channel:
         writer, reader: None outside of the kernel.
         beats: for one iteration of the loops around both ends: what may wait while the reader waits for something else.
         buffer: where the reader reads at addresses.
+        place_bits: of an address that goes with each number, above it, where the writer writes at addresses.
     """
 
     name: str
@@ -104,11 +105,12 @@ class Channel:
     reader: End | None
     beats: int = 1
     buffer: Buffer | None = None
+    place_bits: int = 0
 
     @property
     def bits(self) -> int:
         """Of a beat; the first lane is lowest."""
-        return self.range.bits * self.lanes
+        return (self.range.bits + self.place_bits) * self.lanes
 
 
 @dataclass(eq=False)

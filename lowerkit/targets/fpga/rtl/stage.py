@@ -400,18 +400,14 @@ class _Printer:
                 self.at(n, 1)
         # What a recurrence computes is registered first.
         time = max([1, *(self.time[n] + (n in self.fresh) for n in nodes if n.value is None)])
-        parts = [self.resized(n, channel, time) for n in nodes]
+        widths = ([bits, channel.place_bits] if channel.place_bits else [bits]) * channel.lanes
+        parts = [self.sized(n, width, time) for n, width in zip(nodes, widths, strict=True)]
         self.lines.append(
             f"  assign {channel.name}_push = {self.delayed(f'{channel.name}_due', 1, 0, time, True)};"
         )
         data = f"{{{', '.join(reversed(parts))}}}" if len(parts) > 1 else parts[0]
         self.lines.append(f"  assign {channel.name}_data = {data};")
-        assert bits * len(nodes) == channel.bits
         return time
-
-    def resized(self, node: Node, channel: Channel, time: int) -> str:
-        """A value in the channel's element type, of which its range is a part."""
-        return self.sized(node, channel.range.bits, time)
 
     def module(self) -> str:
         ports = ["input wire clk", "input wire rst"]

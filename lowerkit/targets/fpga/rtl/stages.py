@@ -7,22 +7,24 @@ both; arrays that are written and read in order travel as streams of beats, a be
 An array that is read in another order, or more than once, goes through a buffer of two blocks: one is filled in order
 while the other one is read.
 
-A register that several stages update in turn, or an array that is not written in order, is refused.
+An output that is written in another order is sorted by such a buffer, too, whose elements come with their addresses.
+
+A register that several stages update in turn, or an array that several loops write, is refused.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.lang.access import statements
-from lowerkit.targets.fpga.lang.expr import Array, Var
-from lowerkit.targets.fpga.lang.program import For, Kernel, Local, Statement
+from lowerkit.targets.fpga.lang.expr import Array, Counter, Range, Var
+from lowerkit.targets.fpga.lang.program import For, Kernel, Local, Statement, Store
 from lowerkit.targets.fpga.rtl.graph import Graph, Node, Source
 from lowerkit.targets.fpga.rtl.iteration import Iteration
 from lowerkit.targets.fpga.rtl.pipeline import Buffer, Channel, End, Pipeline, Stage, State, grid
@@ -31,12 +33,16 @@ from lowerkit.targets.fpga.rtl.pipeline import Buffer, Channel, End, Pipeline, S
 def split(kernel: Kernel) -> Pipeline:
     """The kernel as stages. Raises UnsupportedError for what no stages and streams can do."""
     buffered: dict[tuple[int, Array], int] = {}
+    placed: set[Array] = set()
     while True:
+        # Only what is found not to be in order is buffered, and then all is read anew.
         try:
-            return Splitter(kernel, buffered).split()
+            return Splitter(kernel, buffered, placed).split()
         except _Unordered as found:
-            # Only what is found not to be in order is buffered, and then all is read anew.
             buffered[found.stage.index, found.array] = found.depth
+        except _Scattered as found:
+            kernel, local = _sorted(kernel, found.array)
+            placed.add(local)
 
 
 class _Unordered(Exception):
@@ -47,11 +53,44 @@ class _Unordered(Exception):
         self.stage, self.array, self.depth = stage, array, depth
 
 
+class _Scattered(Exception):
+    """An output that is not written in order."""
+
+    def __init__(self, array: Array) -> None:
+        super().__init__(array.name)
+        self.array = array
+
+
+def _sorted(kernel: Kernel, output: Array) -> tuple[Kernel, Array]:
+    """The same kernel with a local array in place of an output, and a loop at the end that copies it in order."""
+    local = Array(f"{output.name}_placed", output.shape, output.range)
+
+    def moved(body: Iterable[Statement]) -> tuple[Statement, ...]:
+        found: list[Statement] = []
+        for s in body:
+            if isinstance(s, For):
+                s = replace(s, body=moved(s.body))
+            elif isinstance(s, Store) and s.array is output:
+                s = replace(s, array=local)
+            found.append(s)
+        return tuple(found)
+
+    counters = [
+        Counter(f"{output.name}_i{axis}", Range(0, size - 1)) for axis, size in enumerate(output.shape)
+    ]
+    copy: Statement = Store(output, tuple(counters), local[tuple(counters)])
+    for axis, counter in reversed(list(enumerate(counters))):
+        copy = For(counter, output.shape[axis], (copy,), False, axis == len(counters) - 1, "")
+    return replace(kernel, body=(Local(local), *moved(kernel.body), copy)), local
+
+
 class Splitter:
     """Goes through the kernel's blocks in order, a stage for each, and connects them in the end."""
 
-    def __init__(self, kernel: Kernel, buffered: Mapping[tuple[int, Array], int]) -> None:
-        self.kernel, self.buffered = kernel, buffered
+    def __init__(
+        self, kernel: Kernel, buffered: Mapping[tuple[int, Array], int], placed: Collection[Array]
+    ) -> None:
+        self.kernel, self.buffered, self.placed = kernel, buffered, placed
         self.stages: list[Stage] = []
         self.channels: list[Channel] = []
         #: Where a variable's value is: a number, or the stage that computes it.
@@ -157,7 +196,9 @@ class Splitter:
             raise self.refuse(f"{array.name} is written by {len(writers)} loops, not one")
         if set(writers) & set(readers):
             raise self.refuse(f"{array.name} is read and written by one loop")
-        source = self.writing(writers[0], array) if writers else None
+        source = None
+        if writers:
+            source = (self.placing if array in self.placed else self.writing)(writers[0], array)
         outside = array in self.kernel.outputs
         if outside and readers:
             raise self.refuse(f"output {array.name} is read")
@@ -168,10 +209,13 @@ class Splitter:
         users = [*writers, *readers]
         streams = [len(self.loads[s, array]) for s in readers if (s.index, array) not in self.buffered]
         lanes = len(source.nodes) if source else max(streams, default=1)
+        place_bits = 0
+        if array in self.placed:
+            lanes, place_bits = lanes // 2, max((math.prod(array.shape) - 1).bit_length(), 1)
         whole = math.prod(array.shape) if len(streams) < len(readers) else 1
         for end in ends:
             buffer = self.buffer(end, array) if end and (end.stage.index, array) in self.buffered else None
-            if buffer and lanes not in (1, buffer.banks):
+            if buffer and not writers and lanes not in (1, buffer.banks):
                 raise self.refuse(f"{array.name} is buffered and written {lanes} at once")
             if end and not buffer and len(self.loads[end.stage, array]) != lanes:
                 raise self.refuse(
@@ -186,20 +230,20 @@ class Splitter:
                 )
             direct = end is None or (len(ends) == 1 and not buffer)
             name = array.name if direct or end is None else f"{array.name}_to_{end.stage.name}"
-            self.attach(Channel(name, array, array.range, lanes, source, end, beats, buffer))
+            self.attach(Channel(name, array, array.range, lanes, source, end, beats, buffer, place_bits))
 
     def reading(self, stage: Stage, array: Array) -> End:
         """Of a stream, or of a buffer's blocks. Raises _Unordered where it has to be a buffer and is none yet."""
         depth = self.buffered.get((stage.index, array))
         if depth is not None:
             return End(stage, tuple(range(depth, len(stage.loops))))
-        found = self.sequence(stage, array, self.loads[stage, array])
+        found = None if array in self.placed else self.sequence(stage, array, self.loads[stage, array])
         if found:
             held, order = found
             suffix = tuple(range(len(stage.loops) - len(held), len(stage.loops)))
             if order == list(range(len(order))) and held == suffix:
                 return End(stage, held)
-        raise _Unordered(stage, array, self.blocks(stage, array))
+        raise _Unordered(stage, array, 0 if array in self.placed else self.blocks(stage, array))
 
     def blocks(self, stage: Stage, array: Array) -> int:
         """The most loops of which each iteration reads a block of its own, one after the other, in the same way."""
@@ -243,14 +287,29 @@ class Splitter:
         return np.stack(known, axis=-1) if len(known) == len(found) else None
 
     def writing(self, stage: Stage, array: Array) -> End:
-        """Raises UnsupportedError unless beats are given in order."""
+        """Raises _Scattered for an output, UnsupportedError for others, unless beats are given in order."""
         stores = self.stores[stage, array]
         found = self.sequence(stage, array, list(stores))
+        if not found and array in self.kernel.outputs:
+            raise _Scattered(array)
         if not found:
             raise self.refuse(f"{array.name} is not written in order, each element once")
         held, order = found
         values = list(stores.values())
         return End(stage, held, tuple(values[i] for i in order))
+
+    def placing(self, stage: Stage, array: Array) -> End:
+        """Of a writer that gives each element once, with its address."""
+        stores = self.stores[stage, array]
+        places = self.places(stage, list(stores))
+        if places is None:
+            raise self.refuse(f"{array.name} is written at places that depend on data")
+        held = tuple(i for i in range(places.ndim - 1) if (places == places.take([0], axis=i)).all())
+        for i in held:
+            places = places.take([0], axis=i)
+        if not np.array_equal(np.sort(places.ravel()), np.arange(math.prod(array.shape))):
+            raise self.refuse(f"{array.name} is not written once at each element")
+        return End(stage, held, tuple(n for address, value in stores.items() for n in (value, address)))
 
     def sequence(
         self, stage: Stage, array: Array, addresses: Sequence[Node]
