@@ -19,12 +19,17 @@ from hypothesis import strategies as st
 
 from lowerkit.errors import PlanError, ToolError, UnsupportedError
 from lowerkit.passes.activation.base import ACTIVATIONS
+from lowerkit.targets.fpga.dataflow import network
+from lowerkit.targets.fpga.design import Design, Layer, Port, simulate
 from lowerkit.targets.fpga.formats import Fixed
-from lowerkit.targets.fpga.kernels import softmax
+from lowerkit.targets.fpga.kernels import layout, pool, softmax
 from lowerkit.targets.fpga.kernels.activation import activation, full_table
+from lowerkit.targets.fpga.kernels.conv import conv2d
 from lowerkit.targets.fpga.kernels.elementwise import add, relu
 from lowerkit.targets.fpga.kernels.linear import linear, matmul
 from lowerkit.targets.fpga.kernels.norm import normalise
+from lowerkit.targets.fpga.kernels.schedule import Built
+from lowerkit.targets.fpga.kernels.window import Window
 from lowerkit.targets.fpga.lang.expr import (
     BitLength,
     Expr,
@@ -40,6 +45,7 @@ from lowerkit.targets.fpga.lang.program import Builder, Kernel
 from lowerkit.targets.fpga.rtl import tools
 from lowerkit.targets.fpga.rtl.design import print_rtl
 from lowerkit.targets.fpga.rtl.implement import implement
+from lowerkit.targets.fpga.rtl.network import print_network, simulate_network
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 from lowerkit.targets.fpga.rtl.stages import split
 
@@ -69,6 +75,9 @@ KERNELS = [
     linear("linear_alone", (3,), WEIGHTS[:, :1], WIDE, BYTE, WIDE, reuse=4)[0],
     matmul("matmul", (2,), (4, 8, 4), WIDE, WIDE, WIDE, reuse=4)[0],
     matmul("matmul_kept", (2,), (3, 6, 5), WIDE, BYTE, WIDE, transposed=True, reuse=15)[0],
+    conv2d("conv", (5, 4), WEIGHTS[:, :, None, None] * np.ones((3, 3), int), BYTE, BYTE, WIDE, reuse=4)[0],
+    pool.max_pool("pool", 2, (4, 6), Window((2, 2), (2, 2)), BYTE, BYTE)[0],
+    layout.transpose("turn", (2, 3, 4), (1, 0, 2), BYTE, lanes=2)[0],
     softmax.fixed(4, 17, WIDE, WIDE, name="fixed"),
     softmax.fixed(3, 1, BYTE, WIDE, name="fixed_alone"),
     softmax.shift(4, 17, WIDE, WIDE, name="shift"),
@@ -185,6 +194,62 @@ def test_a_running_sum_is_shortened_exactly() -> None:
     check(kernel, inputs(kernel, 8), 3)
 
 
+@simulated
+def test_an_output_is_sorted() -> None:
+    check(_turned(), inputs(_turned(), 5), 2)
+
+
+def _design(*layers: tuple[Built, tuple[str, ...], str]) -> Design:
+    """Layers with the values that they read and write, from x to y, all of one format."""
+    values: dict[str, Port] = {}
+    made = []
+    for (kernel, schedule), reads, write in layers:
+        for array, value in zip((*kernel.inputs, *kernel.outputs), (*reads, write), strict=True):
+            values.setdefault(value, Port(value, array.shape, BYTE))
+        made.append(Layer(kernel.name, f"node {write}", "Any", kernel, reads, (write,), schedule))
+    return Design("net", (values["x"],), (values["y"],), values, {}, tuple(made))
+
+
+SQUARE = np.random.default_rng(1).integers(-9, 9, (8, 8))
+NETWORKS = {
+    # Beats of 1, 6 and 4 codes.
+    "chain": _design(
+        (linear("a", (3,), np.resize(SQUARE, (6, 4)), BYTE, BYTE, BYTE), ("x",), "h"),
+        (relu("r", (3, 4), BYTE, BYTE), ("h",), "g"),
+        (linear("b", (3,), np.resize(SQUARE, (4, 5)), BYTE, BYTE, BYTE, reuse=5), ("g",), "y"),
+    ),
+    # Paths that meet again, one of them through two buffers.
+    "skip": _design(
+        (relu("r", (2, 8), BYTE, BYTE), ("x",), "a"),
+        (linear("l", (2,), SQUARE, BYTE, BYTE, BYTE, reuse=64), ("a",), "b"),
+        (layout.transpose("t", (2, 8), (1, 0), BYTE), ("b",), "c"),
+        (layout.transpose("u", (8, 2), (1, 0), BYTE), ("c",), "d"),
+        (add("s", (2, 8), (2, 8), BYTE, BYTE, BYTE), ("d", "a"), "y"),
+    ),
+}
+
+
+@simulated
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_design_of_layers(name: str) -> None:
+    made = NETWORKS[name]
+    rtl = print_network(made)
+    given_codes = {"x": codes(np.random.default_rng(0), made.inputs[0].shape, BYTE, 6)}
+    wanted = simulate(made, given_codes)
+    for stalls in (True, False):
+        found, _ = simulate_network(made, rtl, given_codes, seed=4, stalls=stalls)
+        np.testing.assert_array_equal(found["y"], wanted["y"])
+
+
+@simulated
+def test_a_layer_without_rtl_is_named() -> None:
+    both = layout.concat("both", [(2, 3), (2, 3)], 1, [BYTE, BYTE], BYTE)
+    made = _design((relu("r", (2, 3), BYTE, BYTE), ("x",), "a"), (both, ("x", "a"), "y"))
+    assert len(network(made).processes) == 5
+    with pytest.raises(UnsupportedError, match=r"^node y: kernel both: y is written by 2 loops"):
+        print_network(made)
+
+
 @linted
 @pytest.mark.parametrize("kernel", [KERNELS[2], KERNELS[8], KERNELS[12]], ids=lambda k: k.name)
 def test_lint(kernel: Kernel, tmp_path: Path) -> None:
@@ -246,14 +311,15 @@ def test_iterations_wait_for_what_they_recall() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UnsupportedError, match=r"kernel turned: y is not written in order.*HLS flow"):
-        split(_turned())
+    both = layout.concat("both", [(2, 3), (1, 3)], 0, [BYTE, BYTE], BYTE)[0]
+    with pytest.raises(UnsupportedError, match=r"kernel both: y is written by 2 loops.*HLS flow"):
+        split(both)
     with pytest.raises(UnsupportedError, match="register h goes around a loop through several stages"):
         split(_around())
 
 
 def _turned() -> Kernel:
-    k = Builder("turned", "the transpose")
+    k = Builder("scattered", "the transpose")
     x, y = k.input("x", (4, 3), BYTE.range), k.output("y", (3, 4), BYTE.range)
     with k.loop("i", 4) as i, k.loop("j", 3, pipeline=True) as j:
         k.store(y, (j, i), x[i, j])
