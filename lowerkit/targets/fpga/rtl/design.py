@@ -8,8 +8,9 @@ from pathlib import Path
 from lowerkit.targets.fpga.lang.expr import Range
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl.pipeline import Channel, Pipeline, Stage
-from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, bus, print_stage
+from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, print_stage
 from lowerkit.targets.fpga.rtl.stages import split
+from lowerkit.targets.fpga.rtl.verilog import bus
 
 #: Files of modules that designs share.
 SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_widen", "lk_narrow")

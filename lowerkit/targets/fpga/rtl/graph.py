@@ -156,7 +156,8 @@ class Graph:
             args = tuple(made[a] for a in node.args)
             if node in others:
                 made[node] = others[node]
-            elif args == node.args:
+            elif args == node.args or node.op in ("fetch", "recall"):
+                # A memory is read where it was: the address is the same number.
                 made[node] = node
             elif node.op in BINARY:
                 made[node] = self.binary(node.op, args[0], args[1])
@@ -168,10 +169,8 @@ class Graph:
                 made[node] = self.slice(args[0], *node.detail)
             elif node.op == "cast":
                 made[node] = self.cast(args[0], node.range, node.name)
-            elif node.op == "read":
-                made[node] = self.read(node.detail, args[0], node.range, node.name)
             else:
-                made[node] = self._make(node.op, args, node.range, node.detail, node.name)
+                made[node] = self.read(node.detail, args[0], node.range, node.name)
         return made[root]
 
     def shortened(self, update: Node, state: Node) -> Node:

@@ -18,7 +18,7 @@ from lowerkit.targets.fpga.dataflow import COUPLING, Channel, Network, Process, 
 from lowerkit.targets.fpga.design import Design
 from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Rtl, Stream, print_rtl
 from lowerkit.targets.fpga.rtl.simulate import Cycles, simulate
-from lowerkit.targets.fpga.rtl.stage import bus
+from lowerkit.targets.fpga.rtl.verilog import bus
 
 
 def print_network(

@@ -13,7 +13,7 @@ from lowerkit.errors import ToolError
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl import tools
 from lowerkit.targets.fpga.rtl.design import Rtl, Stream, print_rtl
-from lowerkit.targets.fpga.rtl.stage import bus
+from lowerkit.targets.fpga.rtl.verilog import bus
 
 #: Cycles without a beat at an output after which the design has come to a halt.
 PATIENCE = 20_000

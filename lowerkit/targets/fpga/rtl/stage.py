@@ -14,6 +14,7 @@ from lowerkit.targets.fpga.rtl import dslx
 from lowerkit.targets.fpga.rtl.graph import Node
 from lowerkit.targets.fpga.rtl.pipeline import Channel, Stage
 from lowerkit.targets.fpga.rtl.schedule import Recurrence, steps
+from lowerkit.targets.fpga.rtl.verilog import bus, number, read, table
 
 #: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
 READ = 2
@@ -32,16 +33,6 @@ class Printed:
     modules: tuple[dslx.Module, ...]
     dslx: tuple[str, ...]
     latency: dict[str, int]
-
-
-def bus(bits: int) -> str:
-    """A vector's range."""
-    return f"[{bits - 1}:0] " if bits > 1 else ""
-
-
-def number(value: int, bits: int) -> str:
-    """A literal in two's complement."""
-    return f"{bits}'h{value & ((1 << bits) - 1):x}"
 
 
 def address_bits(channel: Channel) -> int:
@@ -155,9 +146,7 @@ class _Printer:
             assert c.writer
             free = f"{c.name}_room != 0"
             asked.append(f"{free} | ~({self.held(c)})" if c.writer.held else free)
-        self.lines.append(
-            f"  assign issue = {' & '.join(f'({a})' if ' ' in a else a for a in asked) or chr(49)};"
-        )
+        self.lines.append(f"  assign issue = {' & '.join(f'({a})' if ' ' in a else a for a in asked)};")
 
     # Values in time.
 
@@ -259,23 +248,7 @@ class _Printer:
         address = self.at(node.args[0], now)
         name, bits = self.name(node), node.range.bits
         self.time[node] = now + READ
-        words = [number(int(w), bits) for w in node.detail]
-        rows = [
-            "      " + " ".join(f"{name}_rom[{j}] = {words[j]};" for j in range(i, min(i + 4, len(words))))
-            for i in range(0, len(words), 4)
-        ]
-        return [
-            f"  reg {bus(bits)}{name}_rom [0:{len(words) - 1}];",
-            "  initial begin",
-            *rows,
-            "  end",
-            f"  reg {bus(bits)}{name}_word;",
-            f"  reg {bus(bits)}{name};",
-            "  always @(posedge clk) begin",
-            f"    {name}_word <= {name}_rom[{address}];",
-            f"    {name} <= {name}_word;",
-            "  end",
-        ]
+        return table(name, node.detail.tolist(), bits, address)
 
     def fetch(self, node: Node, now: int) -> list[str]:
         """An element of a buffer, in the half of the block that the iteration began with."""
@@ -303,12 +276,7 @@ class _Printer:
         self.time[node] = now + READ
         return [
             f"  reg {bus(bits)}{name}_memory [0:{memory.depth - 1}];",
-            f"  reg {bus(bits)}{name}_word;",
-            f"  reg {bus(bits)}{name};",
-            "  always @(posedge clk) begin",
-            f"    {name}_word <= {name}_memory[{place}];",
-            f"    {name} <= {name}_word;",
-            "  end",
+            *read(name, f"{name}_memory", bits, place),
         ]
 
     def keep(self) -> None:

@@ -1,0 +1,38 @@
+"""Pieces of Verilog text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def bus(bits: int) -> str:
+    """A vector's range."""
+    return f"[{bits - 1}:0] " if bits > 1 else ""
+
+
+def number(value: int, bits: int) -> str:
+    """A literal in two's complement."""
+    return f"{bits}'h{value & ((1 << bits) - 1):x}"
+
+
+def read(name: str, memory: str, bits: int, address: str) -> list[str]:
+    """A register, two cycles behind the address: the memory's own, and one more, as block RAMs are slow to answer."""
+    return [
+        f"  reg {bus(bits)}{name}_word;",
+        f"  reg {bus(bits)}{name};",
+        "  always @(posedge clk) begin",
+        f"    {name}_word <= {memory}[{address}];",
+        f"    {name} <= {name}_word;",
+        "  end",
+    ]
+
+
+def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[str]:
+    """Constants, and what is read of them."""
+    words = [number(int(n), bits) for n in numbers]
+    rows = [
+        "      " + " ".join(f"{name}_rom[{j}] = {words[j]};" for j in range(i, min(i + 4, len(words))))
+        for i in range(0, len(words), 4)
+    ]
+    head = [f"  reg {bus(bits)}{name}_rom [0:{len(words) - 1}];", "  initial begin"]
+    return [*head, *rows, "  end", *read(name, f"{name}_rom", bits, address)]
