@@ -93,7 +93,7 @@ def test_an_mlp_of_qonnx_is_honoured_exactly(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     differing, total = check(path, [models.f32(rng, 1, 10) for _ in range(80)], tmp_path)
     assert differing <= total // 100
-    layers = json.loads((tmp_path / "out" / "fpga.json").read_text())["layers"]
+    layers = json.loads((tmp_path / "out" / "fpga.json").read_text())["cost"]["layers"]
     third = next(layer for layer in layers if layer["node"] == "fc3")
     # 36 weights of one bit; what remains are thresholds or multipliers of columns.
     assert third["multipliers"] <= 4
