@@ -74,6 +74,7 @@ def contract(
     initial: Callable[[Index], Operand],
     term: Callable[[Index, Index, Index], Expr],
     finish: Callable[[Index, Index, Var], None],
+    prefix: str = "",
 ) -> None:
     """Write the nest.
 
@@ -82,24 +83,25 @@ def contract(
         initial: what the sum of a column starts from.
         term: the product at a position, an inner element and a column.
         finish: stores the sum of a position and a column. It runs after every inner step; the last one's stays.
+        prefix: of the names of sums, where a kernel has more than one nest.
     """
     outer = [(axis.name, axis.size, False) for axis in positions]
     chunks = [(f"{axis.name}_step", axis.steps, True) for axis in inner]
     steps = [(f"{axis.name}_step", axis.steps, False) for axis in columns]
     nest = [name for name, count, _ in (*outer, *chunks, *steps) if count > 1]
     if not nest:
-        outer.append(("once", 1, False))
-    pipelined = nest[-1] if nest else "once"
+        outer.append((f"{prefix}once", 1, False))
+    pipelined = nest[-1] if nest else f"{prefix}once"
     with ExitStack() as stack:
 
         def loop(name: str, count: int, serial: bool) -> Operand:
-            if count == 1 and name != "once":
+            if count == 1 and name != f"{prefix}once":
                 return 0
             return stack.enter_context(k.loop(name, count, serial=serial, pipeline=name == pipelined))
 
         position = tuple(loop(*each) for each in outer)[: len(positions)]
         chunked = math.prod(axis.steps for axis in inner) > 1
-        kept = k.local("kept", [axis.size for axis in columns], sums) if chunked else None
+        kept = k.local(f"{prefix}kept", [axis.size for axis in columns], sums) if chunked else None
         chunk = [loop(*each) for each in chunks]
         step = [loop(*each) for each in steps]
         column = tuple(
@@ -110,7 +112,7 @@ def contract(
         if kept is not None:
             first = equal(_sum(chunk), 0)
             start = Select(first, start if isinstance(start, Expr) else Const(start), kept[column])
-        total = k.register("total", start, sums)
+        total = k.register(f"{prefix}total", start, sums)
         with ExitStack() as reduction:
             element = tuple(
                 _element(

@@ -120,8 +120,12 @@ class Scaling:
         y: Fixed,
         bias: np.ndarray | None,
         rounding: str,
+        prefix: str = "",
     ) -> None:
-        """`weights` are codes [columns, ...]. Raises ValueError for codes that the formats do not hold."""
+        """`weights` are codes [columns, ...]; `prefix` tells a kernel's scalings apart.
+
+        Raises ValueError for codes that the formats do not hold.
+        """
         formats = [weight] * columns if isinstance(weight, Fixed) else list(weight)
         if len(formats) != columns:
             raise ValueError(f"{k.name}: {len(formats)} weight formats for {columns} columns")
@@ -131,7 +135,7 @@ class Scaling:
                 raise ValueError(f"{k.name}: weights from {low} to {high} are no codes of {found}")
         if bias is not None and bias.shape != (columns,):
             raise ValueError(f"{k.name}: a bias of shape {bias.shape} for {columns} columns")
-        self.k, self.y, self.rounding = k, y, rounding
+        self.k, self.y, self.rounding, self.prefix = k, y, rounding, prefix
         finest = max(found.fraction for found in formats)
         self.fraction = x.fraction + finest
         shifts = np.array([finest - found.fraction for found in formats], np.int64)
@@ -142,8 +146,8 @@ class Scaling:
         ]
         ends = [(r.low << int(s), r.high << int(s)) for r, s in zip(own, shifts, strict=True)]
         self.aligned = Range(min(low for low, _ in ends), max(high for _, high in ends))
-        self.shifts = k.constant(Array.constant(f"{k.name}_shift", shifts)) if shifts.any() else None
-        self.bias = None if bias is None else k.constant(Array.constant(f"{k.name}_b", bias))
+        self.shifts = k.constant(Array.constant(f"{k.name}_{prefix}shift", shifts)) if shifts.any() else None
+        self.bias = None if bias is None else k.constant(Array.constant(f"{k.name}_{prefix}b", bias))
 
     def initial(self, column: Operand) -> Operand:
         """The bias."""
@@ -152,5 +156,5 @@ class Scaling:
     def finish(self, column: Operand, total: Var) -> Expr:
         """The output's code."""
         if self.shifts is not None:
-            total = self.k.let("aligned", total << self.shifts[column], self.aligned)
+            total = self.k.let(f"{self.prefix}aligned", total << self.shifts[column], self.aligned)
         return narrow(total, self.fraction, self.y, self.rounding)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lowerkit.targets.fpga.lang.expr import Binary, BitLength, Const, Expr, Load, Select, Slice, Var
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update, When
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ Built = tuple[Kernel, Schedule]
 
 def built(kernel: Kernel, positions: int | None = None) -> Built:
     """A kernel with its schedule; `positions` are those of its output, as many as cycles if None."""
-    cycles, multipliers = _Reader(kernel).sequential(kernel.body)
+    cycles, multipliers = _Reader(kernel).sequential(kernel.body, 1)
     return kernel, Schedule(multipliers, cycles, -(-cycles // positions) if positions else 1)
 
 
@@ -67,16 +67,24 @@ class _Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.counters = set(_counters(kernel.body))
 
-    def sequential(self, body: Iterable[Statement]) -> tuple[int, int]:
-        """Cycles and multipliers of loops that run one after the other."""
+    def sequential(self, body: Iterable[Statement], times: int) -> tuple[int, int]:
+        """Cycles and multipliers of loops that run one after the other, of a body that runs `times` times.
+
+        A guard takes a cycle where it stands, and its body's cycles as often as that runs at most.
+        """
         cycles = multipliers = 0
         for statement in body:
             if isinstance(statement, For) and not statement.pipeline:
-                inner, width = self.sequential(statement.body)
-                cycles += statement.count * max(inner, 1)
+                inner, width = self.sequential(statement.body, times * statement.count)
+                cycles += max(inner, times * statement.count)
+                multipliers += width
+            elif isinstance(statement, When):
+                most = times if statement.most is None else min(times, statement.most)
+                inner, width = self.sequential(statement.body, most)
+                cycles += times + inner
                 multipliers += width
             else:
-                cycles += statement.count if isinstance(statement, For) else 0
+                cycles += times * statement.count if isinstance(statement, For) else 0
                 multipliers += self.once([statement], unrolled=1)
         return cycles, multipliers
 
@@ -86,6 +94,8 @@ class _Reader:
         for statement in body:
             if isinstance(statement, For):
                 found += (unrolled or statement.count) * self.once(statement.body)
+            elif isinstance(statement, When):
+                found += self.once(statement.body) + self.products(statement.condition, set())
             elif isinstance(statement, Register):
                 found += self.products(statement.initial, set())
             elif isinstance(statement, (Let, Update, Store)):
@@ -122,4 +132,5 @@ def _counters(body: Iterable[Statement]) -> Iterator[Var]:
     for statement in body:
         if isinstance(statement, For):
             yield statement.counter
+        if isinstance(statement, (For, When)):
             yield from _counters(statement.body)
