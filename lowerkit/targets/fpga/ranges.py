@@ -15,6 +15,7 @@ from lowerkit.passes import registry
 from lowerkit.passes.base import REPLACES
 from lowerkit.reference import Reference
 from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.stages import with_stages
 
 #: Room above the calibrated extremes; beyond it codes saturate.
 MARGIN = 1.25
@@ -53,6 +54,7 @@ class Observed:
 
 def observed(model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Observed]:
     """What every float and integer value takes in onnxruntime; 0 is always among the numbers."""
+    model = with_stages(model)
     kinds = (ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32)
     values = [
         value.name or ""

@@ -27,7 +27,7 @@ class FpgaTarget(Target):
     summary = "HLS C++ in fixed point, simulated bit for bit with g++; no vendor tool is needed"
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "fixed", "gelu": "table"}
     expands = frozenset({"Attention"})
-    native = frozenset({"FixedSoftmax", "TableGelu"})
+    native = frozenset({"FixedSoftmax", "MixtureOfExperts", "TableGelu"})
     #: The lowered graph is in float32; what fixed point costs is for the report, not for a refusal.
     tolerance = 1.0
     options: ClassVar[Mapping[str, Any]] = {
