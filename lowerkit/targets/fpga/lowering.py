@@ -36,12 +36,14 @@ class Context:
         weight_width: bits of weights; each column has its own fraction.
         reuse: by node name, how often each multiplier of a layer is used.
         multipliers: how many a layer of which `reuse` says nothing may have.
+        parallel: by node name, how many rows of a product are computed at once, 1 elsewhere.
     """
 
     formats: Mapping[str, Fixed]
     weight_width: int
     reuse: Mapping[str, int] = field(default_factory=dict)
     multipliers: int = 64
+    parallel: Mapping[str, int] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
@@ -66,7 +68,12 @@ class Context:
     def reuse_of(self, node: ir.Node, products: int) -> int:
         """How often each multiplier of a layer is used, of which an output position needs `products` products."""
         given = self.reuse.get(node.name or "")
-        return least_reuse(products, self.multipliers) if given is None else given
+        each = max(self.multipliers // self.at_once(node), 1)
+        return least_reuse(products, each) if given is None else given
+
+    def at_once(self, node: ir.Node) -> int:
+        """How many rows of a product are computed at once."""
+        return self.parallel.get(node.name or "", 1)
 
     def add(self, node: ir.Node, built: Built, reads: list[ir.Value | None], write: ir.Value) -> None:
         """A layer of a node."""

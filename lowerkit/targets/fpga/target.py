@@ -39,6 +39,7 @@ class FpgaTarget(Target):
         "formats": {},
         "multipliers": 64,
         "reuse": {},
+        "parallel": {},
     }
 
     def blocker(self, node: ir.Node) -> str | None:
@@ -86,7 +87,11 @@ class FpgaTarget(Target):
 
 def _design(model: ir.Model, options: Mapping[str, Any]) -> Design:
     context = Context(
-        ranges.parsed(options["formats"]), options["weight_width"], options["reuse"], options["multipliers"]
+        ranges.parsed(options["formats"]),
+        options["weight_width"],
+        options["reuse"],
+        options["multipliers"],
+        options["parallel"],
     )
     return design_of(model, context, CONVERTERS)
 
@@ -106,6 +111,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    for node, rows in merged["parallel"].items():
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+            raise PlanError(f"option parallel of node '{node}' must be a positive number, not {rows!r}")
     return merged
 
 

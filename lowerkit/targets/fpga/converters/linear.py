@@ -68,6 +68,7 @@ def _activations(context: Context, node: ir.Node) -> None:
         b.format,
         y.format,
         reuse=context.reuse_of(node, a.shape[-1] * b.shape[-1]),
+        at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0], node.inputs[1]], node.outputs[0])
 
@@ -88,6 +89,7 @@ def _linear(
         y.format,
         bias=_bias(bias, x.format, formats),
         reuse=context.reuse_of(node, weights.size),
+        at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0]], output)
 

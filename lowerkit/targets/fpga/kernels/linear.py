@@ -26,6 +26,7 @@ def linear(
     bias: np.ndarray | None = None,
     rounding: str = "half-even",
     reuse: int = 1,
+    at_once: int = 1,
 ) -> Built:
     """y = x W + b; x [*rows, inner] and y [*rows, columns] are codes of their formats.
 
@@ -33,7 +34,8 @@ def linear(
         weights: codes [inner, columns].
         weight: their format, or one for each column.
         bias: whole numbers [columns] at the accumulator's precision: of x.fraction + weight.fraction bits.
-        reuse: how often each multiplier is used for a row; there are inner * columns / reuse of them.
+        reuse: how often each multiplier is used for a row; there are at_once * inner * columns / reuse of them.
+        at_once: neighbouring rows that are computed together, and share the weights that are read.
     """
     inner, columns = weights.shape
     k = Builder(name, f"y = x W{' + b' if bias is not None else ''}, {inner} to {columns}, {x} to {y}")
@@ -54,6 +56,7 @@ def linear(
         initial=lambda column: scaling.initial(column[0]),
         term=lambda position, i, column: source[(*position, *i)] * w[(*i, *column)],
         finish=finish,
+        at_once=min(at_once, rows[-1]) if rows else 1,
     )
     return built(k.finish(), math.prod(rows))
 
@@ -69,13 +72,15 @@ def matmul(
     transposed: bool = False,
     rounding: str = "half-even",
     reuse: int = 1,
+    at_once: int = 1,
 ) -> Built:
     """y = a b for each of the leading axes (heads); codes a [*lead, m, inner], b [*lead, inner, n], y [*lead, m, n].
 
     Args:
         sizes: m, inner and n.
         transposed: b is [*lead, n, inner].
-        reuse: how often each multiplier is used for a row of a; there are inner * n / reuse of them.
+        reuse: how often each multiplier is used for a row of a; there are at_once * inner * n / reuse of them.
+        at_once: rows of a that are computed together, and share what is read of b.
     """
     m, inner, n = sizes
     k = Builder(name, f"y = a b{' transposed' if transposed else ''}, {m} x {inner} x {n}, {a} by {b} to {y}")
@@ -100,6 +105,7 @@ def matmul(
         initial=lambda column: 0,
         term=term,
         finish=finish,
+        at_once=min(at_once, m),
     )
     return built(k.finish(), math.prod(lead) * m)
 
