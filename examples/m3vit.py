@@ -97,7 +97,12 @@ class _Graph:
             self(
                 f"{name}.{what}.heads",
                 "Transpose",
-                self(f"{name}.{what}.split", "Reshape", self.linear(f"{name}.{what}", x, s.width, s.width), split),
+                self(
+                    f"{name}.{what}.split",
+                    "Reshape",
+                    self.linear(f"{name}.{what}", x, s.width, s.width),
+                    split,
+                ),
                 perm=perm,
             )
             for what, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3]))
@@ -142,7 +147,9 @@ class _Graph:
         change = self.moe(f"{name}.moe", normed, s) if moe else self.mlp(f"{name}.mlp", normed, s)
         return self(f"{name}.output", "Add", x, change)
 
-    def finish(self, name: str, source: tuple[str, tuple[int, ...]], result: str, s: Shapes) -> onnx.ModelProto:
+    def finish(
+        self, name: str, source: tuple[str, tuple[int, ...]], result: str, s: Shapes
+    ) -> onnx.ModelProto:
         """The model from one input to one output [1, tokens, width]."""
         given = helper.make_tensor_value_info(source[0], TensorProto.FLOAT, source[1])
         made = helper.make_tensor_value_info(result, TensorProto.FLOAT, (1, s.tokens, s.width))
@@ -174,6 +181,13 @@ def block(moe: bool, shapes: Shapes = M3VIT, seed: int = 0) -> onnx.ModelProto:
     result = g.block("block", "x", shapes, moe)
     name = "moe_block" if moe else "dense_block"
     return g.finish(name, ("x", (1, shapes.tokens, shapes.width)), result, shapes)
+
+
+def experts(shapes: Shapes = M3VIT, seed: int = 0) -> onnx.ModelProto:
+    """A gate and its experts alone, x [1, tokens, width] to the same."""
+    g = _Graph(np.random.default_rng(seed))
+    result = g.moe("moe", "x", shapes)
+    return g.finish("experts", ("x", (1, shapes.tokens, shapes.width)), result, shapes)
 
 
 def main() -> None:

@@ -34,7 +34,9 @@ def weights(k: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
     return {**found, **numbers, "zeros": np.zeros((B, T, E), np.float32)}
 
 
-def moe(gate: str, *, k: int = 2, experts: str = EXPERTS, zeros: str = "zeros", perm: str = "0,2,1") -> ir.Model:
+def moe(
+    gate: str, *, k: int = 2, experts: str = EXPERTS, zeros: str = "zeros", perm: str = "0,2,1"
+) -> ir.Model:
     body, shares = GATES[gate]
     text = f"""({{types}} x) => ({{types}} y) {{{{
         z = MatMul(x, wg) logits = Add(z, bg) {body} o = ScatterElements<axis = -1>({zeros}, i, {shares})
@@ -70,7 +72,9 @@ def test_named_and_computes_the_same(gate: str, k: int) -> None:
     assert (node.attributes.get_int("k"), node.attributes.get_int("normalise")) == (k, int(normalise))
     assert "TopK" in node.metadata_props["lowerkit.spelled"]
     x = feeds(model)["x"]
-    np.testing.assert_allclose(Reference(result)({"x": x})["y"], expected(x, k, normalise), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        Reference(result)({"x": x})["y"], expected(x, k, normalise), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_body_is_standard_operators() -> None:
@@ -83,7 +87,9 @@ def test_the_body_is_standard_operators() -> None:
 
 
 def test_biases_may_be_missing() -> None:
-    bare = EXPERTS.replace("b = Add(a, b1) c = Gelu(b)", "c = Gelu(a)").replace("g = Add(f, b2)", "g = Identity(f)")
+    bare = EXPERTS.replace("b = Add(a, b1) c = Gelu(b)", "c = Gelu(a)").replace(
+        "g = Add(f, b2)", "g = Identity(f)"
+    )
     assert operators(canonical(moe("topk-softmax", experts=bare), 2e-6))["MixtureOfExperts"] == 1
 
 
@@ -92,7 +98,11 @@ def test_biases_may_be_missing() -> None:
     [
         {"zeros": "z"},  # what was not chosen keeps another number than 0
         {"experts": EXPERTS.replace("c = Gelu(b)", "c = Relu(b)")},
-        {"experts": EXPERTS.replace("Unsqueeze(x, one)", "Unsqueeze(r, one)").replace("u =", "r = Relu(x) u =")},
+        {
+            "experts": EXPERTS.replace("Unsqueeze(x, one)", "Unsqueeze(r, one)").replace(
+                "u =", "r = Relu(x) u ="
+            )
+        },
     ],
 )
 def test_what_is_something_else_stays(other: dict[str, str]) -> None:

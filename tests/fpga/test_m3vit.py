@@ -60,7 +60,9 @@ def design(model: ir.Model, options: dict[str, object]) -> Design:
     return design_of(model, context, CONVERTERS)
 
 
-def check(proto: onnx.ModelProto, folder: Path, *, samples: int, options: dict[str, object] | None = None) -> None:
+def check(
+    proto: onnx.ModelProto, folder: Path, *, samples: int, options: dict[str, object] | None = None
+) -> None:
     """The C-simulation against the integer model, and that against onnxruntime."""
     ap_types()
     original, model = lowered(proto, folder)
@@ -99,7 +101,13 @@ def test_a_small_network_as_integers(tmp_path: Path) -> None:
     options = TARGET.complete(model, inputs_of(model, 4, seed=1), {})
     made = design(model, options)
     experts = [layer for layer in made.layers if layer.op == "MixtureOfExperts"]
-    assert [layer.name.rsplit("_", 1)[1] for layer in experts] == ["gate", "choice", "queues", "experts", "sum"]
+    assert [layer.name.rsplit("_", 1)[1] for layer in experts] == [
+        "gate",
+        "choice",
+        "queues",
+        "experts",
+        "sum",
+    ]
     (sample,) = inputs_of(model, 1, seed=1)
     found = numbers_of(made, simulate(made, codes_of(made, sample)))
     (port,) = made.outputs
@@ -111,7 +119,9 @@ def test_stages_without_formats_are_refused(tmp_path: Path) -> None:
     _, model = lowered(block(True, SMALL), tmp_path)
     options = TARGET.complete(model, inputs_of(model, 1, seed=1), {})
     left = {name: text for name, text in options["formats"].items() if not name.endswith("/hidden")}
-    with pytest.raises(UnsupportedError, match=r"MixtureOfExperts\).*block.moe.sum/hidden.*no format.*Calibrate"):
+    with pytest.raises(
+        UnsupportedError, match=r"MixtureOfExperts\).*block.moe.sum/hidden.*no format.*Calibrate"
+    ):
         design(model, {"formats": left})
 
 

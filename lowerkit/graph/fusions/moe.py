@@ -28,7 +28,7 @@ def MixtureOfExperts(  # type: ignore[no-untyped-def]
     """
     logits = op.Add(op.MatMul(X, Gate), GateBias)
     count = op.Unsqueeze(op.Constant(value_int=k), op.Constant(value_ints=[0]))
-    best, chosen = op.TopK(logits, count, axis=-1)
+    _best, chosen = op.TopK(logits, count, axis=-1)
     softmax = op.Softmax(logits, axis=-1)
     taken = op.GatherElements(softmax, chosen, axis=-1)
     last = op.Constant(value_ints=[-1])
@@ -67,9 +67,7 @@ class FuseMixtureOfExperts(Fusion):
         return None
 
 
-def _match(
-    root: ir.Node, outputs: ir.Value | None, gates: ir.Value | None, formula: Formula
-) -> Found | None:
+def _match(root: ir.Node, outputs: ir.Value | None, gates: ir.Value | None, formula: Formula) -> Found | None:
     down = _experts(outputs, formula)
     gelu = formula.node(down[0], "Gelu") if down is not None else None
     up = _experts(gelu.inputs[0], formula) if gelu is not None else None
@@ -81,7 +79,13 @@ def _match(
     if spread is None or spread.inputs[0] is not x or not _is_ints(spread.inputs[1], (1, -3)):
         return None
     shape, wide, narrow = shape_of(x), shape_of(up[1]), shape_of(down[1])
-    if shape is None or wide is None or narrow is None or len(shape) != 3 or shape != shape_of(root.outputs[0]):
+    if (
+        shape is None
+        or wide is None
+        or narrow is None
+        or len(shape) != 3
+        or shape != shape_of(root.outputs[0])
+    ):
         return None
     size, _, hidden = wide
     if narrow != (size, hidden, shape[2]) or shape_of(gate) != (shape[2], size) or x.dtype is None:

@@ -31,13 +31,15 @@ def with_stages(model: ir.Model) -> ir.Model:
 def _stages(model: ir.Model, node: ir.Node) -> list[ir.Node]:
     x, gate, gate_bias, w1, b1, w2, b2 = node.inputs
     assert x is not None
+    assert x.dtype is not None
+    dtype = x.dtype
     made: list[ir.Node] = []
 
     def add(what: str, op_type: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
         new = ir.node(op_type, inputs, attributes, name=stage(node, what))
         new.outputs[0].name = stage(node, what)
         if what in STAGES:
-            new.outputs[0].dtype = x.dtype
+            new.outputs[0].dtype = dtype
         made.append(new)
         return new.outputs[0]
 

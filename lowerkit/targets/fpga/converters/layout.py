@@ -101,7 +101,10 @@ def _concat(context: Context, node: ir.Node) -> None:
             for v, array in zip(node.inputs, fixed, strict=True)
         ],
         node.attributes.get_int("axis", 0),
-        [context.port(v).format if array is None else y.format for v, array in zip(node.inputs, fixed, strict=True)],
+        [
+            context.port(v).format if array is None else y.format
+            for v, array in zip(node.inputs, fixed, strict=True)
+        ],
         y.format,
     )
     context.add(node, made, data, node.outputs[0])

@@ -30,9 +30,7 @@ def _experts(context: Context, node: ir.Node) -> None:
     if x.shape[0] != 1:
         raise UnsupportedError(f"no kernel for experts of {x.shape}", node=describe_node(node))
     tokens, width = x.shape[1:]
-    _, gate, gate_bias, w1, b1, w2, b2 = [None, *(numbers(node, i) for i in range(1, 7))]
-    assert gate is not None
-    assert w1 is not None
+    gate, gate_bias, w1, b1, w2, b2 = (numbers(node, i) for i in range(1, 7))
     size, count = gate.shape[1], node.attributes.get_int("k", 1)
     if missing := [what for what in STAGES if stage(node, what) not in context.formats]:
         raise UnsupportedError(
@@ -52,8 +50,8 @@ def _experts(context: Context, node: ir.Node) -> None:
         "out": ((tokens * count, width), out),
     }
     for what, (shape, form) in places.items():
-        name = stage(node, what)
-        context.ports[name] = Port(name, shape, form)
+        value = stage(node, what)
+        context.ports[value] = Port(value, shape, form)
 
     def add(built: Built, reads: list[str], writes: list[str]) -> None:
         kernel, schedule = built
@@ -65,9 +63,10 @@ def _experts(context: Context, node: ir.Node) -> None:
         return f"{context.name(node)}_{what}"
 
     formats = column_formats(gate, context.weight_width)
+    bias = _whole_bias(gate_bias, x.format, formats) if gate_bias.any() else None
     made = linear(
         name("gate"), (tokens,), _codes(gate, formats), x.format, formats, logits,
-        bias=_bias(gate_bias, x.format, formats), reuse=context.reuse_of(node, gate.size),
+        bias=bias, reuse=context.reuse_of(node, gate.size),
     )  # fmt: skip
     add(made, [x.value], [stage(node, "logits")])
     normalise = bool(node.attributes.get_int("normalise", 0))
@@ -93,28 +92,22 @@ def _whole(most: int) -> Fixed:
     return Fixed(bits, bits, signed=False)
 
 
-def _products(context: Context, weights: np.ndarray | None, bias: np.ndarray | None, x: Fixed) -> moe.Products:
+def _products(
+    context: Context, weights: np.ndarray, bias: np.ndarray, x: Fixed
+) -> moe.Products:
     """The codes of every expert's layer, each column with its own format."""
-    assert weights is not None
-    assert bias is not None
     flat = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
     formats = column_formats(flat, context.weight_width)
     codes = _codes(flat, formats).reshape(weights.shape[1], weights.shape[0], -1).transpose(1, 0, 2)
-    whole = _bias(bias.ravel(), x, formats, always=True)
-    assert whole is not None
-    return moe.Products(codes, formats, whole.reshape(len(weights), -1))
+    return moe.Products(codes, formats, _whole_bias(bias.ravel(), x, formats).reshape(len(weights), -1))
 
 
 def _codes(weights: np.ndarray, formats: list[Fixed]) -> np.ndarray:
     return np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
 
 
-def _bias(
-    bias: np.ndarray | None, x: Fixed, formats: list[Fixed], always: bool = False
-) -> np.ndarray | None:
-    """Whole numbers of as many fraction bits as the products have; None for zeros."""
-    if bias is None or not (always or bias.any()):
-        return None
+def _whole_bias(bias: np.ndarray, x: Fixed, formats: list[Fixed]) -> np.ndarray:
+    """Whole numbers of as many fraction bits as the products have."""
     whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
     return whole.astype(np.int64)
 

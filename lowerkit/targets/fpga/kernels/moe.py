@@ -55,7 +55,9 @@ def top_k(k: Builder, codes: Array, row: Operand, count: int) -> list[Var]:
     return places
 
 
-def gate(name: str, tokens: int, experts: int, count: int, source: Fixed, share: Fixed, normalise: bool) -> Built:
+def gate(
+    name: str, tokens: int, experts: int, count: int, source: Fixed, share: Fixed, normalise: bool
+) -> Built:
     """logits [T, E], codes of `source`, to expert [T, k], whole numbers, and share [T, k], codes of `share`.
 
     The shares are softmax over all experts, or, if `normalise`, over the k chosen ones; exponentials and division are

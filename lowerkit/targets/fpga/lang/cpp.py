@@ -18,7 +18,17 @@ from lowerkit.targets.fpga.lang.expr import (
     Slice,
     Var,
 )
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register, Statement, Store, Update, When
+from lowerkit.targets.fpga.lang.program import (
+    For,
+    Kernel,
+    Let,
+    Local,
+    Register,
+    Statement,
+    Store,
+    Update,
+    When,
+)
 
 #: What the printed code needs besides ap_int.h.
 HELPERS = """\
@@ -102,7 +112,11 @@ def _lines(statements: Iterable[Statement], depth: int) -> list[str]:
         elif isinstance(statement, When):
             # Comparisons come in parentheses.
             condition = text(statement.condition)
-            compared = isinstance(statement.condition, Binary) and statement.condition.op in ("lt", "le", "eq")
+            compared = isinstance(statement.condition, Binary) and statement.condition.op in (
+                "lt",
+                "le",
+                "eq",
+            )
             found.append(f"{pad}if {condition if compared else f'({condition} != 0)'} {{")
             found += [*_lines(statement.body, depth + 1), f"{pad}}}"]
         elif isinstance(statement, Let):

@@ -24,7 +24,17 @@ from lowerkit.targets.fpga.lang.expr import (
     Slice,
     Var,
 )
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register, Statement, Store, Update, When
+from lowerkit.targets.fpga.lang.program import (
+    For,
+    Kernel,
+    Let,
+    Local,
+    Register,
+    Statement,
+    Store,
+    Update,
+    When,
+)
 
 
 class OutOfRange(ArithmeticError):
