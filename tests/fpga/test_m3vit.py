@@ -26,6 +26,7 @@ from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.lowering import Context, design_of
 from lowerkit.targets.fpga.ranges import parsed
 from lowerkit.targets.fpga.target import FpgaTarget
+from lowerkit.targets.fpga.units import with_units
 
 SMALL = Shapes(
     layers=2, width=12, heads=3, image=(8, 16), patch=4, hidden=20, experts=4, chosen=2, expert_hidden=8
@@ -113,6 +114,32 @@ def test_a_small_network_as_integers(tmp_path: Path) -> None:
     (port,) = made.outputs
     exact = Reference(original)(sample)[port.value]
     assert np.abs(found[port.value].reshape(exact.shape) - exact).max() < 5e-3 * np.abs(exact).max()
+
+
+def test_a_small_network_with_one_linear_unit(tmp_path: Path) -> None:
+    """The same codes, from one function that all linear layers call."""
+    (tmp_path / "artifact").mkdir()
+    ap_types()
+    _, model = lowered(block(False, SMALL), tmp_path)
+    options = TARGET.complete(model, inputs_of(model, 4, seed=1), {})
+    shared = {**options, "shared_linear": True}
+    (sample,) = inputs_of(model, 1, seed=1)
+    separate = design(model, options)
+    given = codes_of(separate, sample)
+    want = simulate(separate, given)["block.output"]
+    context = Context(parsed(options["formats"]), 16)
+    units = with_units(design_of(model, context, CONVERTERS), context.jobs, 8)
+    jobs = [layer for layer in units.layers if layer.job is not None]
+    assert len(jobs) == 6
+    assert len({layer.kernel.name for layer in jobs}) == 1
+    np.testing.assert_array_equal(simulate(units, given)["block.output"], want)
+    TARGET.emit(model.clone(), shared, tmp_path / "artifact")
+    top = (tmp_path / "artifact/hls/dense_block.cpp").read_text()
+    assert top.count("linear_unit0::linear_unit0(") == 6
+    assert "ALLOCATION function instances=linear_unit0::linear_unit0 limit=1" in top
+    assert "DATAFLOW" not in top
+    found = TARGET.open(tmp_path / "artifact", shared).codes(given)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found["block.output"].reshape(want.shape), want)
 
 
 def test_stages_without_formats_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.layout import reshape
 from lowerkit.targets.fpga.kernels.schedule import Built, least_reuse
+from lowerkit.targets.fpga.kernels.unit import Job
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Context:
         reuse: by node name, how often each multiplier of a layer is used.
         multipliers: how many a layer of which `reuse` says nothing may have.
         parallel: by node name, how many rows of a product are computed at once, 1 elsewhere.
+        jobs: by layer, what a linear layer computes, for a unit that many share.
     """
 
     formats: Mapping[str, Fixed]
@@ -48,6 +50,7 @@ class Context:
     views: dict[str, str] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     done: set[ir.Node] = field(default_factory=set)
+    jobs: dict[str, Job] = field(default_factory=dict)
 
     def port(self, value: ir.Value | None) -> Port:
         """The port of a value, made on first use."""

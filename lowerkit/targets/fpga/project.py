@@ -32,8 +32,8 @@ FLAGS = (
 def write_project(design: Design, directory: Path, *, part: str, clock_ns: float) -> None:
     """Write all files of the project. Raises ToolError where the types' headers are not installed."""
     (directory / "layers").mkdir(parents=True)
-    for layer in design.layers:
-        (directory / "layers" / f"{layer.name}.h").write_text(_layer(layer), encoding="utf-8")
+    for layer in {layer.kernel.name: layer for layer in reversed(design.layers)}.values():
+        (directory / "layers" / f"{layer.kernel.name}.h").write_text(_layer(layer), encoding="utf-8")
     (directory / "lowerkit.h").write_text(_HELPERS, encoding="utf-8")
     (directory / f"{design.name}.h").write_text(_header(design), encoding="utf-8")
     (directory / f"{design.name}.cpp").write_text(_top(design), encoding="utf-8")
@@ -60,8 +60,11 @@ _HELPERS = f"#pragma once\n#include <ap_int.h>\n\n{cpp.HELPERS}"
 
 def _layer(layer: Layer) -> str:
     """A layer's file."""
-    where = f"// Layer {layer.name}: {layer.op}, node '{layer.node}'."
-    parts = [where, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {layer.name} {{"]
+    name = layer.kernel.name
+    where = f"// Layer {name}: {layer.op}, node '{layer.node}'."
+    if layer.job is not None:
+        where = f"// {name}: one unit for many layers."
+    parts = [where, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {name} {{"]
     constants = cpp.constants(layer.kernel)
     return "\n".join([*parts, *([constants] if constants else []), "", cpp.function(layer.kernel), "}", ""])
 
@@ -94,15 +97,23 @@ def _header(design: Design) -> str:
 
 
 def _top(design: Design) -> str:
-    includes = [f'#include "{design.name}.h"', *(f'#include "layers/{la.name}.h"' for la in design.layers)]
+    kernels = dict.fromkeys(layer.kernel.name for layer in design.layers)
+    includes = [f'#include "{design.name}.h"', *(f'#include "layers/{name}.h"' for name in kernels)]
+    units = dict.fromkeys(layer.kernel.name for layer in design.layers if layer.job is not None)
     ports = {p.value for p in (*design.inputs, *design.outputs)}
-    body = ["#pragma HLS DATAFLOW"]
+    # Processes of a dataflow region cannot share a function: with units, layers run one after the other.
+    body = [f"#pragma HLS ALLOCATION function instances={name}::{name} limit=1" for name in units]
+    body = body or ["#pragma HLS DATAFLOW"]
     for layer in design.layers:
         for value in layer.writes:
             if value not in ports:
                 body.append(f"    {_port(design.values[value], constant=False)};")
         arguments = [variable(design.stored(v)) for v in layer.reads] + [variable(v) for v in layer.writes]
-        body.append(f"    {layer.name}::{layer.kernel.name}({', '.join(arguments)});")
+        if layer.job is not None:
+            job = layer.kernel.inputs[-1]
+            body.append(f"    const {cpp.type_of(job.range)} {layer.name}_job[1] = {{{layer.job}}};")
+            arguments.insert(len(layer.reads), f"{layer.name}_job")
+        body.append(f"    {layer.kernel.name}::{layer.kernel.name}({', '.join(arguments)});")
     return "\n".join([*includes, "", f"{_signature(design)} {{", *body, "}", ""])
 
 

@@ -16,6 +16,7 @@ from lowerkit.targets.fpga import csim, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
 from lowerkit.targets.fpga.lowering import Context, design_of
+from lowerkit.targets.fpga.units import with_units
 
 PROJECT, DESCRIPTION = "hls", "fpga.json"
 
@@ -40,6 +41,7 @@ class FpgaTarget(Target):
         "multipliers": 64,
         "reuse": {},
         "parallel": {},
+        "shared_linear": False,
     }
 
     def blocker(self, node: ir.Node) -> str | None:
@@ -93,7 +95,8 @@ def _design(model: ir.Model, options: Mapping[str, Any]) -> Design:
         options["multipliers"],
         options["parallel"],
     )
-    return design_of(model, context, CONVERTERS)
+    design = design_of(model, context, CONVERTERS)
+    return with_units(design, context.jobs, options["multipliers"]) if options["shared_linear"] else design
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    if not isinstance(merged["shared_linear"], bool):
+        raise PlanError(f"option shared_linear must be true or false, not {merged['shared_linear']!r}")
     for node, rows in merged["parallel"].items():
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise PlanError(f"option parallel of node '{node}' must be a positive number, not {rows!r}")

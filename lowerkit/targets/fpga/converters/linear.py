@@ -14,6 +14,7 @@ from lowerkit.graph.fusions.algebra import constant
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels import linear as products
 from lowerkit.targets.fpga.kernels.conv import conv2d
+from lowerkit.targets.fpga.kernels.unit import Job
 from lowerkit.targets.fpga.lowering import (
     Context,
     Converter,
@@ -80,6 +81,10 @@ def _linear(
     x, y = context.port(node.inputs[0]), context.port(output)
     formats = column_formats(weights, context.weight_width)
     codes = np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
+    whole = _bias(bias, x.format, formats)
+    context.jobs[context.name(node)] = Job(
+        math.prod(x.shape[:-1]), codes, x.format, formats, y.format, whole
+    )
     made = products.linear(
         context.name(node),
         x.shape[:-1],
@@ -87,7 +92,7 @@ def _linear(
         x.format,
         formats,
         y.format,
-        bias=_bias(bias, x.format, formats),
+        bias=whole,
         reuse=context.reuse_of(node, weights.size),
         at_once=context.at_once(node),
     )

@@ -87,6 +87,7 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
     table = {
         "rows": [job.rows for job in jobs],
         "inner": [len(job.weights) for job in jobs],
+        "last": [job.rows * len(job.weights) - 1 for job in jobs],
         "chunks": chunks,
         "columns": columns,
         "w_start": _starts([n * lanes * c for n, c in zip(chunks, columns, strict=True)]),
@@ -116,7 +117,7 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
                 total = k.register("total", Select(equal(chunk, 0), bias[own], kept[c]), sums)
                 with k.loop("lane", lanes, serial=True) as lane:
                     # Weights behind the last input are 0.
-                    place = minimum(x_row + first + lane, x.shape[0] - 1)
+                    place = minimum(x_row + first + lane, read["last"])
                     at = k.let("at", w_chunk + lane * read["columns"] + c, Range(0, w.shape[0] - 1))
                     k.update(total, total + x[place] * w[at])
                 k.store(kept, c, total)
