@@ -41,6 +41,7 @@ from lowerkit.targets.fpga.kernels.traffic import words_read
 from lowerkit.targets.fpga.lowering import Context, design_of
 from lowerkit.targets.fpga.ranges import parsed
 from lowerkit.targets.fpga.target import FpgaTarget
+from lowerkit.targets.fpga.units import with_units
 
 Rows = list[dict[str, Any]]
 TARGET = FpgaTarget()
@@ -87,6 +88,11 @@ class Lowered:
         return design_of(
             self.model, Context(parsed(formats), weight_width, multipliers=multipliers), CONVERTERS
         )
+
+    def shared(self, formats: Mapping[str, str], multipliers: int) -> Design:
+        """The design with linear layers on units."""
+        context = Context(parsed(formats), 16, multipliers=multipliers)
+        return with_units(design_of(self.model, context, CONVERTERS), context.jobs, multipliers)
 
     def error(self, design: Design) -> float:
         """Against float, relative."""
@@ -213,6 +219,24 @@ def parallel(s: Shapes, multipliers: int) -> Rows:
     return rows
 
 
+def units(separate: Design, shared: Design) -> Rows:
+    """Linear layers with multipliers of their own, and on units that they take turns on."""
+    jobs = {layer.name for layer in shared.layers if layer.job is not None}
+    rows: Rows = []
+    for what, design in (("separate", separate), ("on units", shared)):
+        own = [layer for layer in design.layers if layer.name in jobs]
+        rows.append(
+            {
+                "what": what,
+                "functions": len({layer.kernel.name for layer in own}),
+                "multipliers": sum(layer.schedule.multipliers for layer in own),
+                "cycles": sum(layer.schedule.cycles for layer in own),
+                "longest": max(layer.schedule.cycles for layer in own),
+            }
+        )
+    return rows
+
+
 def errors() -> Rows:
     """The experts alone, and a block with experts, in several formats of activations."""
     rows: Rows = []
@@ -244,7 +268,8 @@ def _error(what: str, activations: str, weight: int, error: float, note: str = "
 def tables(multipliers: int) -> dict[str, tuple[Sequence[Column], Rows]]:
     """Every table by its title."""
     whole = Lowered.of(m3vit.m3vit())
-    design = whole.design(whole.formats(16), multipliers=multipliers)
+    formats = whole.formats(16)
+    design = whole.design(formats, multipliers=multipliers)
     return {
         "Weights": (
             (
@@ -266,6 +291,14 @@ def tables(multipliers: int) -> dict[str, tuple[Sequence[Column], Rows]]:
                 Column("block with experts", "{moe:,}"), Column("network", "{all:,}"),
             ),
             cycles(design, M3VIT),
+        ),
+        "Linear layers": (
+            (
+                Column("linear layers", "{what}"), Column("functions", "{functions}"),
+                Column("multipliers", "{multipliers:,}"), Column("cycles, one after the other", "{cycles:,}"),
+                Column("longest layer", "{longest:,}"),
+            ),
+            units(design, whole.shared(formats, multipliers)),
         ),
         "Words of Q K' per cycle": (
             (

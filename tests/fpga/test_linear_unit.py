@@ -32,7 +32,9 @@ def separate(job: Job, x: np.ndarray) -> np.ndarray:
     return run(kernel, {"x": x})["y"].reshape(len(x), -1)
 
 
-def inputs(rng: np.random.Generator, jobs: list[Job], batch: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+def inputs(
+    rng: np.random.Generator, jobs: list[Job], batch: int
+) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Samples of every job in turn, filled up with numbers that must not matter."""
     size = max(job.rows * len(job.weights) for job in jobs)
     x = codes(rng, (size,), jobs[0].x, batch=batch * len(jobs))
@@ -56,6 +58,8 @@ def test_jobs_of_any_sizes(seed: int, count: int, lanes: int) -> None:
         size = job.rows * job.weights.shape[1]
         np.testing.assert_array_equal(found[3 * j : 3 * j + 3, :size], separate(job, each[j]))
         assert not found[3 * j : 3 * j + 3, size:].any()
+    # One for each lane, and those of four addresses.
+    assert lanes <= cost.multipliers <= lanes + 4
     assert max(cycles_of(job, lanes) for job in jobs) <= cost.cycles
 
 
@@ -72,7 +76,10 @@ def test_printed(tmp_path) -> None:
 
 def test_refusals() -> None:
     w = np.ones((2, 1), np.int64)
-    jobs = [Job(1, w, Fixed(8, 4), [Fixed(4, 2)], Fixed(8, 4)), Job(1, w, Fixed(9, 4), [Fixed(4, 2)], Fixed(8, 4))]
+    jobs = [
+        Job(1, w, Fixed(8, 4), [Fixed(4, 2)], Fixed(8, 4)),
+        Job(1, w, Fixed(9, 4), [Fixed(4, 2)], Fixed(8, 4)),
+    ]
     with pytest.raises(ValueError, match="one width and sign"):
         linear_unit("unit", jobs, 1)
     with pytest.raises(ValueError, match="job 0 has an output of more fraction bits"):

@@ -82,9 +82,7 @@ def _linear(
     formats = column_formats(weights, context.weight_width)
     codes = np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
     whole = _bias(bias, x.format, formats)
-    context.jobs[context.name(node)] = Job(
-        math.prod(x.shape[:-1]), codes, x.format, formats, y.format, whole
-    )
+    context.jobs[context.name(node)] = Job(math.prod(x.shape[:-1]), codes, x.format, formats, y.format, whole)
     made = products.linear(
         context.name(node),
         x.shape[:-1],

@@ -92,9 +92,7 @@ def _whole(most: int) -> Fixed:
     return Fixed(bits, bits, signed=False)
 
 
-def _products(
-    context: Context, weights: np.ndarray, bias: np.ndarray, x: Fixed
-) -> moe.Products:
+def _products(context: Context, weights: np.ndarray, bias: np.ndarray, x: Fixed) -> moe.Products:
     """The codes of every expert's layer, each column with its own format."""
     flat = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
     formats = column_formats(flat, context.weight_width)

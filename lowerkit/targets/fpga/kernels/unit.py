@@ -16,7 +16,18 @@ import numpy as np
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.contract import constant_sums
 from lowerkit.targets.fpga.kernels.schedule import Built, built
-from lowerkit.targets.fpga.lang.expr import Array, Expr, Range, Select, Slice, Var, clamp, equal, expr, minimum
+from lowerkit.targets.fpga.lang.expr import (
+    Array,
+    Expr,
+    Range,
+    Select,
+    Slice,
+    Var,
+    clamp,
+    equal,
+    expr,
+    minimum,
+)
 from lowerkit.targets.fpga.lang.program import Builder
 
 
@@ -76,7 +87,9 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
         raise ValueError(f"{name}: one unit has inputs of one width and sign, and so has its outputs")
     downs = [job.x.fraction + job.finest - job.y.fraction for job in jobs]
     if min(downs) < 0:
-        raise ValueError(f"{name}: job {int(np.argmin(downs))} has an output of more fraction bits than its sums")
+        raise ValueError(
+            f"{name}: job {int(np.argmin(downs))} has an output of more fraction bits than its sums"
+        )
     k = Builder(name, f"y = x W + b, one of {len(jobs)} layers, {lanes} products of a column at once.")
     x = k.input("x", (max(job.rows * len(job.weights) for job in jobs),), x_range)
     which = k.input("job", (1,), Range(0, len(jobs) - 1))
@@ -96,12 +109,11 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
         "drop": [min(down, aligned.bits + 2) + 1 for down in downs],
     }
     read = _table(k, table, which)
-    padded = [
-        np.concatenate([job.weights, np.zeros((n * lanes - len(job.weights), c), np.int64)])
-        for job, n, c in zip(jobs, chunks, columns, strict=True)
-    ]
+    padded = [_in_chunks(job.weights, lanes) for job in jobs]
     w = k.constant(Array.constant(f"{name}_w", np.concatenate([each.ravel() for each in padded])))
-    biases = [np.zeros(c, np.int64) if job.bias is None else job.bias for job, c in zip(jobs, columns, strict=True)]
+    biases = [
+        np.zeros(c, np.int64) if job.bias is None else job.bias for job, c in zip(jobs, columns, strict=True)
+    ]
     bias = k.constant(Array.constant(f"{name}_b", np.concatenate(biases)))
     shifts = k.constant(Array.constant(f"{name}_shift", np.concatenate([job.shifts for job in jobs])))
     sums = _union([job.sums() for job in jobs])
@@ -118,20 +130,32 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
                 with k.loop("lane", lanes, serial=True) as lane:
                     # Weights behind the last input are 0.
                     place = minimum(x_row + first + lane, read["last"])
-                    at = k.let("at", w_chunk + lane * read["columns"] + c, Range(0, w.shape[0] - 1))
+                    at = k.let("at", w_chunk + (c * lanes + lane), Range(0, w.shape[0] - 1))
                     k.update(total, total + x[place] * w[at])
                 k.store(kept, c, total)
         with k.loop("result", max(columns), pipeline=True) as c, k.when(c < read["columns"]):
             column = k.let("column", read["c_start"] + c, Range(0, bias.shape[0] - 1))
             value = k.let("value", kept[c] << shifts[column], aligned)
-            k.store(y, k.let("y_place", y_row + c, Range(0, y.shape[0] - 1)), _rounded(k, value, read["drop"], y_range))
+            k.store(
+                y,
+                k.let("y_place", y_row + c, Range(0, y.shape[0] - 1)),
+                _rounded(k, value, read["drop"], y_range),
+            )
     return built(k.finish())
 
 
 def cycles_of(job: Job, lanes: int) -> int:
     """Analytic cycles of one job: columns for each chunk of the inputs and once for the results, for each row."""
     inner, columns = job.weights.shape
-    return job.rows * columns * (-(-inner // lanes) + 1)
+    return int(job.rows * columns * (-(-inner // lanes) + 1))
+
+
+def _in_chunks(weights: np.ndarray, lanes: int) -> np.ndarray:
+    """[chunks, columns, lanes]: what is read at once lies together; zeros behind the last input."""
+    inner, columns = weights.shape
+    whole = np.zeros((-(-inner // lanes) * lanes, columns), np.int64)
+    whole[:inner] = weights
+    return whole.reshape(-1, lanes, columns).transpose(0, 2, 1)
 
 
 def _table(k: Builder, table: dict[str, list[int]], which: Array) -> dict[str, Expr]:
