@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -10,9 +11,11 @@ import pytest
 from helpers import canonical, difference, feeds, operators, parse
 from onnx_ir.passes.common import InlinePass
 
+from lowerkit import pipeline
 from lowerkit.graph.canonicalise import canonicalise
 from lowerkit.graph.fusions.moe import MixtureOfExperts
 from lowerkit.reference import Reference
+from lowerkit.targets.cpu.target import CpuTarget
 
 B, T, D, E, H = 2, 5, 8, 4, 6
 GATES = {
@@ -107,3 +110,14 @@ def test_biases_may_be_missing() -> None:
 )
 def test_what_is_something_else_stays(other: dict[str, str]) -> None:
     assert not operators(canonical(moe("softmax-topk", **other), 2e-6))["MixtureOfExperts"]
+
+
+def test_the_cpu_target_computes_the_body(tmp_path: Path) -> None:
+    target = CpuTarget()
+    model = moe("softmax-topk")
+    result = canonicalise(model)
+    pipeline.check_target(result, target, lowered=True)
+    inputs = feeds(model)
+    target.emit(result.clone(), {}, tmp_path)
+    found = target.open(tmp_path, {})(inputs)["y"]
+    np.testing.assert_allclose(found, Reference(model)(inputs)["y"], rtol=1e-4, atol=1e-4)
