@@ -125,8 +125,8 @@ def weights(s: Shapes) -> Rows:
             "part": part,
             "total": total,
             "active": active,
-            "bits16": 16 * total / 2**20,
-            "bits8": 8 * total / 2**20,
+            "bits16": 16 * total / 1e6,
+            "bits8": 8 * total / 1e6,
         }
         for part, (total, active) in rows.items()
     ]

@@ -27,6 +27,10 @@ EXPERTS = """
     u = Unsqueeze(x, one) a = MatMul(u, w1) b = Add(a, b1) c = Gelu(b) f = MatMul(c, w2) g = Add(f, b2)
     m = Mul(g, q) y = ReduceSum<keepdims = 0>(m, one)
 """
+EINSUMS = """
+    a = Einsum<equation = "btd, edh -> beth">(x, w1) b = Add(a, b1) c = Gelu(b)
+    f = Einsum<equation = "beth,ehd->betd">(c, w2) g = Add(f, b2) y = Einsum<equation = "betd,bte->btd">(g, o)
+"""
 
 
 def weights(k: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
@@ -78,6 +82,14 @@ def test_named_and_computes_the_same(gate: str, k: int) -> None:
     np.testing.assert_allclose(
         Reference(result)({"x": x})["y"], expected(x, k, normalise), rtol=1e-4, atol=1e-4
     )
+
+
+def test_einsum_is_another_spelling() -> None:
+    result = canonical(moe("topk-softmax", experts=EINSUMS), 2e-6)
+    assert dict(operators(result)) == {"MixtureOfExperts": 1}
+    # Tokens and experts of the gates changed places.
+    wrong = EINSUMS.replace("bte->btd", "bet->btd").replace("(g, o)", "(g, t)")
+    assert operators(canonical(moe("topk-softmax", experts=wrong), 2e-6))["Einsum"] == 3
 
 
 def test_the_body_is_standard_operators() -> None:

@@ -14,7 +14,7 @@ from csim import ap_types
 import lowerkit
 from examples.m3vit import M3VIT, Shapes, block, m3vit
 from lowerkit import pipeline
-from lowerkit.errors import UnsupportedError
+from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.pipeline import Stages
 from lowerkit.reference import Reference
@@ -150,6 +150,19 @@ def test_stages_without_formats_are_refused(tmp_path: Path) -> None:
         UnsupportedError, match=r"MixtureOfExperts\).*block.moe.sum/hidden.*no format.*Calibrate"
     ):
         design(model, {"formats": left})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": {"n": 0}}, "parallel of node 'n' must be a positive number"),
+        ({"shared_linear": "yes"}, "shared_linear must be true or false"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    _, model = lowered(block(False, SMALL), tmp_path)
+    with pytest.raises(PlanError, match=message):
+        TARGET.complete(model, [], options)
 
 
 def test_models_are_the_same_every_time() -> None:

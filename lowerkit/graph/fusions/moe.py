@@ -53,30 +53,33 @@ class FuseMixtureOfExperts(Fusion):
     """
 
     name: ClassVar[str] = "fuse-mixture-of-experts"
-    roots: ClassVar[frozenset[str]] = frozenset({"ReduceSum"})
+    roots: ClassVar[frozenset[str]] = frozenset({"Einsum", "ReduceSum"})
 
     def match(self, root: ir.Node, formula: Formula) -> Found | None:
         """See the class."""
+        if root.op_type == "Einsum":
+            if _equation(root) != "abcd,acb->acd":
+                return None
+            return _match(root, root.inputs[0], root.inputs[1], formula)
         product = formula.node(root.inputs[0], "Mul")
         if product is None or not _sums(root, 1, keepdims=0):
             return None
-        for outputs, gates in (product.inputs, reversed(product.inputs)):
-            found = _match(root, outputs, gates, formula)
+        for outputs, column in (product.inputs, reversed(product.inputs)):
+            found = _match(root, outputs, _turned(column, formula), formula)
             if found is not None:
                 return found
         return None
 
 
 def _match(root: ir.Node, outputs: ir.Value | None, gates: ir.Value | None, formula: Formula) -> Found | None:
-    down = _experts(outputs, formula)
+    down = _experts(outputs, "abcd,bde->abce", formula)
     gelu = formula.node(down[0], "Gelu") if down is not None else None
-    up = _experts(gelu.inputs[0], formula) if gelu is not None else None
+    up = _experts(gelu.inputs[0], "abc,dce->adbe", formula) if gelu is not None else None
     gating = _gating(gates, formula)
     if down is None or gelu is None or up is None or gating is None:
         return None
     x, gate, gate_bias, count, normalise = gating
-    spread = formula.node(up[0], "Unsqueeze")
-    if spread is None or spread.inputs[0] is not x or not _is_ints(spread.inputs[1], (1, -3)):
+    if up[0] is not x:
         return None
     shape, wide, narrow = shape_of(x), shape_of(up[1]), shape_of(down[1])
     if (
@@ -116,15 +119,45 @@ def _match(root: ir.Node, outputs: ir.Value | None, gates: ir.Value | None, form
 
 
 def _experts(
-    value: ir.Value | None, formula: Formula
+    value: ir.Value | None, equation: str, formula: Formula
 ) -> tuple[ir.Value | None, ir.Value, ir.Value | None] | None:
-    """What goes in, W [E, inner, columns] and the bias or None, when `value` is a MatMul by stacked weights."""
+    """What goes in, W [E, inner, columns] and the bias or None, when `value` is a product by stacked weights.
+
+    That is an Einsum with the equation, or a MatMul. Where the equation's input has no axis of experts, the MatMul's
+    has one of 1, and what goes in is without it.
+    """
     value, bias = _without_bias(value, formula)
-    product = formula.node(value, "MatMul")
-    weights = product.inputs[1] if product is not None else None
-    if product is None or weights is None or len(shape_of(weights) or ()) != 3:
+    product = formula.node(value, "MatMul", "Einsum")
+    if product is None or (product.op_type == "Einsum" and _equation(product) != equation):
         return None
-    return product.inputs[0], weights, bias
+    source, weights = product.inputs
+    if weights is None or len(shape_of(weights) or ()) != 3:
+        return None
+    if product.op_type == "MatMul" and equation.startswith("abc,"):
+        spread = formula.node(source, "Unsqueeze")
+        if spread is None or not _is_ints(spread.inputs[1], (1, -3)):
+            return None
+        source = spread.inputs[0]
+    return source, weights, bias
+
+
+def _equation(einsum: ir.Node) -> str:
+    """An Einsum's equation with the letters a, b, c, ... in the order in which they come; of two inputs, else empty."""
+    text = "".join(einsum.attributes.get_string("equation", "").split())
+    letters = dict.fromkeys(c for c in text if c.isalpha())
+    names = {letter: chr(ord("a") + i) for i, letter in enumerate(letters)}
+    return "".join(names.get(c, c) for c in text) if len(einsum.inputs) == 2 else ""
+
+
+def _turned(value: ir.Value | None, formula: Formula) -> ir.Value | None:
+    """Gates [B, T, E] that `value` has as [B, E, T, 1], or None."""
+    column = formula.node(value, "Unsqueeze")
+    if column is None or not _is_ints(column.inputs[1], (3, -1)):
+        return None
+    turned = formula.node(column.inputs[0], "Transpose")
+    if turned is None or tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
+        return None
+    return turned.inputs[0]
 
 
 def _without_bias(value: ir.Value | None, formula: Formula) -> tuple[ir.Value | None, ir.Value | None]:
@@ -140,13 +173,9 @@ def _without_bias(value: ir.Value | None, formula: Formula) -> tuple[ir.Value | 
 def _gating(
     value: ir.Value | None, formula: Formula
 ) -> tuple[ir.Value, ir.Value, ir.Value | None, int, bool] | None:
-    """x, the gate's weights and bias, k, and whether shares sum to 1, for gates [B, E, T, 1]."""
-    column = formula.node(value, "Unsqueeze")
-    if column is None or not _is_ints(column.inputs[1], (3, -1)):
-        return None
-    turned = formula.node(column.inputs[0], "Transpose")
-    scatter = formula.node(turned.inputs[0], "ScatterElements") if turned is not None else None
-    if turned is None or scatter is None or tuple(turned.attributes.get_ints("perm", ())) != (0, 2, 1):
+    """x, the gate's weights and bias, k, and whether shares sum to 1, for gates [B, T, E]."""
+    scatter = formula.node(value, "ScatterElements")
+    if scatter is None:
         return None
     zeros, chosen, shares = scatter.inputs[:3]
     background = constant(zeros)
