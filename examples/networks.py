@@ -157,3 +157,26 @@ class Mlp(nn.Module):
         x = self.hidden(image)
         logits: Tensor = self.head(x * x if self.square else torch.relu(x))
         return logits
+
+
+class Cnn(nn.Module):
+    """[batch, 784] in [0, 1], images of 28x28, to [batch, 10] logits: a depthwise and two plain convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def convolved(inputs: int, outputs: int, size: int, groups: int = 1) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+        self.features = nn.Sequential(
+            convolved(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2),
+            convolved(8, 8, 3, groups=8), convolved(8, 24, 1), nn.ReLU(), nn.MaxPool2d(2),
+            convolved(24, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        )  # fmt: skip
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.head(self.features(image.reshape(-1, 1, 28, 28)).flatten(1))
+        return logits

@@ -1,7 +1,7 @@
 """Train the example models, export them to ONNX and write the data they are evaluated on.
 
     pip install -c constraints.txt -e '.[train]'
-    python -m examples.train            # about five minutes on two cores
+    python -m examples.train            # about ten minutes on two cores
 
 Digits are scikit-learn's (1797 images of 8x8), split 75:25, stratified, with a fixed seed. Fashion-MNIST is
 Debian's package; its own test set is the test set. Everything is seeded; other versions of torch, or another
@@ -183,6 +183,8 @@ def main() -> None:
     how = {"epochs": 12, "batch": 128, "rate": 2e-3}
     train("mlp_fashion", "MLP 784-128-10, ReLU", networks.Mlp, split, **how)
     train("mlp_fashion_square", "its twin with x^2 for ReLU", lambda: networks.Mlp(True), split, **how)
+    what = "CNN: 3x3 convolutions, one of them depthwise, BatchNorm, ReLU, max and average pooling"
+    train("cnn_fashion", what, networks.Cnn, split, **how)
     _write_readme(rows)
 
 

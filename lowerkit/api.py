@@ -15,7 +15,7 @@ import onnx_ir as ir
 from lowerkit import artifact as artifact_files
 from lowerkit import pipeline
 from lowerkit.artifact import Artifact
-from lowerkit.errors import LowerkitWarning, PlanError, UnsupportedError
+from lowerkit.errors import ArtifactError, LowerkitWarning, PlanError, UnsupportedError
 from lowerkit.graph.expand import expand
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
@@ -68,7 +68,9 @@ def plan(
     made = default_plan(canonical, chosen, observed, methods, options)
     apply_plan(canonical, made)
     expand(canonical, chosen.expands)
-    return dataclasses.replace(made, options=chosen.complete(canonical, samples, made.options))
+    return dataclasses.replace(
+        made, options=chosen.complete(canonical, samples, made.options, synthetic=synthetic)
+    )
 
 
 def compile(
@@ -125,7 +127,9 @@ def compile(
         lowered = canonical.clone()
         apply_plan(lowered, plan)
         expand(lowered, chosen.expands)  # what the plan names and keeps
-        plan = dataclasses.replace(plan, options=chosen.complete(lowered, samples, plan.options))
+        plan = dataclasses.replace(
+            plan, options=chosen.complete(lowered, samples, plan.options, synthetic=synthetic)
+        )
         stages.dump("lowered", lowered)
         pipeline.check_target(lowered, chosen, lowered=True)
         stages.start("emit")
@@ -185,7 +189,8 @@ def validate(
         layers: measure each layer too, which compiles a probe with the target's compiler.
 
     Raises:
-        LowerkitError: the artifact or the data cannot be used.
+        LowerkitError: the artifact or the data cannot be used, or the artifact is not what it has to be bit for
+            bit (the report is written before).
     """
     artifact = _artifact(artifact)
     target = get_target(artifact.target)
@@ -199,10 +204,12 @@ def validate(
         canonical=pipeline.canonical_graph(original, target, Stages(), artifact.plan) if layers else None,
         labels=read_labels(labels) if labels is not None else None,
         probe=_probe(target, lowered, artifact.plan) if layers else None,
+        oracle=_oracle(target, lowered, artifact.plan),
         layers=layers,
         progress=progress,
     )
-    write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    _report(validation, artifact, target)
+    _refuse_inexact(validation)
     return validation
 
 
@@ -224,7 +231,9 @@ def _self_check(
         planned=artifact.plan,
         canonical=canonical,
         synthetic=synthetic,
+        oracle=_oracle(target, lowered, artifact.plan),
     )
+    _refuse_inexact(validation)
     for output in validation.outputs:
         error = output.error.arithmetic
         assert error is not None
@@ -239,8 +248,13 @@ def _self_check(
             node=_first_wrong(target, original, canonical, lowered, artifact.plan, samples),
             hint="this is a fault of the target's compiler; choose another method or shape, and report it",
         )
-    write_report(validation, artifact.plan, artifact.manifest, artifact.directory)
+    _report(validation, artifact, target)
     return validation
+
+
+def _report(validation: Validation, artifact: Artifact, target: Target) -> None:
+    cost = target.cost(artifact.directory)
+    write_report(validation, artifact.plan, artifact.manifest, artifact.directory, cost)
 
 
 def _warn_of_replacements(validation: Validation) -> None:
@@ -291,6 +305,19 @@ def _first_wrong(
 
 def _probe(target: Target, lowered: ir.Model, plan: Plan) -> Callable[[Sequence[str]], Runner]:
     return lambda taps: target.probe(lowered.clone(), plan.options, taps)
+
+
+def _oracle(target: Target, lowered: ir.Model, plan: Plan) -> Runner | None:
+    """What the artifact has to compute, bit for bit, where the target knows."""
+    return target.probe(lowered.clone(), plan.options, []) if target.exact_probe else None
+
+
+def _refuse_inexact(validation: Validation) -> None:
+    if validation.inexact:
+        raise ArtifactError(
+            f"the artifact differs from its exact model in {validation.inexact} of {validation.samples} samples",
+            hint="compile it again; if that does not help, this is a fault of the target",
+        )
 
 
 def _with_options(plan: Plan, target: Target, options: Mapping[str, Any] | None) -> Plan:

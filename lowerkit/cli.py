@@ -20,6 +20,11 @@ from rich.progress import Progress as ProgressBar
 from lowerkit import __version__, tables
 from lowerkit.errors import DataError, LowerkitError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 app = typer.Typer(
     name="lowerkit",
     no_args_is_help=True,
@@ -74,6 +79,9 @@ OptionFlag = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="A target option; see `lowerkit targets`."),
 ]
+DeviceFlag = Annotated[
+    str | None, typer.Option(metavar="BOARD", help="The FPGA that the design has to fit, e.g. zcu102.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 
 
@@ -116,6 +124,7 @@ def plan(
     attention: AttentionFlag = None,
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
+    device: DeviceFlag = None,
     option: OptionFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -128,7 +137,7 @@ def plan(
         calibration=calibration,
         shape=parse_shapes(shape),
         methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
-        options=_options(threads, option),
+        options=_options(option, threads=threads, device=device),
     )
     typer.echo(json.dumps(tables.to_json(made), indent=2) if as_json else made.to_toml(), nl=as_json)
 
@@ -147,6 +156,7 @@ def compile(
     attention: AttentionFlag = None,
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
+    device: DeviceFlag = None,
     option: OptionFlag = None,
     dump_stages: Annotated[
         bool, typer.Option(help="Keep the graph after every stage in OUT/stages.")
@@ -167,7 +177,7 @@ def compile(
             calibration=calibration,
             shape=parse_shapes(shape),
             methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
-            options=_options(threads, option),
+            options=_options(option, threads=threads, device=device),
             force=force,
             dump_stages=dump_stages,
             progress=progress,
@@ -187,7 +197,7 @@ def run(
     from lowerkit import api
 
     with _progress(as_json) as progress:
-        results = api.run(artifact, input, output, options=_options(threads, None), progress=progress)
+        results = api.run(artifact, input, output, options=_options(None, threads=threads), progress=progress)
     _show(as_json, results, tables.run_results)
 
 
@@ -268,16 +278,23 @@ def _methods(pairs: list[str] | None, **flags: str | None) -> dict[str, str]:
     return methods
 
 
-def _options(threads: int | None, flags: list[str] | None) -> dict[str, Any]:
+def _options(flags: list[str] | None, **own: int | str | None) -> dict[str, Any]:
+    """Target options from --option, and from those that have flags of their own."""
     options: dict[str, Any] = {}
     for flag in flags or []:
         key, equals, value = flag.partition("=")
         if not key or not equals:
             raise DataError(f"--option {flag} is not of the form KEY=VALUE")
-        options[key] = int(value) if value.lstrip("-").isdigit() else value
-    if threads is not None:
-        options["threads"] = threads
-    return options
+        options[key] = _value(value)
+    return {**options, **{key: value for key, value in own.items() if value is not None}}
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a word needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _show(as_json: bool, value: Any, table: Any) -> None:

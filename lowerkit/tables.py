@@ -14,6 +14,8 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
+from lowerkit.targets.base import get_target
+
 if TYPE_CHECKING:
     from lowerkit.artifact import Artifact
     from lowerkit.graph.inspect import Inspection, NonLinearity
@@ -203,6 +205,12 @@ def artifact(made: Artifact) -> list[RenderableType]:
     for (op, method), count in sorted(counts.items()):
         table.add_row(op, method, str(count))
     lines: list[RenderableType] = [f"wrote {made.directory} for target {made.target}"]
+    cost = get_target(made.target).cost(made.directory)
+    if cost is not None:
+        whole = ", ".join(
+            f"{n:,} {name}" for name, n in zip(cost.columns[1:], cost.rows[-1][1:], strict=True)
+        )
+        lines.append(f"cost: {whole} ({cost.note})")
     return [*lines, *([table] if counts else []), f"report: {made.directory / 'report.html'}"]
 
 

@@ -25,6 +25,7 @@ CORRECT = {
     "vit_digits_decomposed_tf": ("digits", 440),
     "mlp_fashion": ("fashion", 893),
     "mlp_fashion_square": ("fashion", 900),
+    "cnn_fashion": ("fashion", 902),
 }
 
 

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from lowerkit.errors import ModelError
+from lowerkit.graph import qonnx
 from lowerkit.graph.domain import describe_node
 from lowerkit.graph.names import name_nodes
 from lowerkit.graph.opset import upgrade
@@ -71,6 +72,7 @@ def load_model(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = No
     # From IR version 4 on, a weight need not be a graph input.
     model_proto.ir_version = max(4, needed, min(model_proto.ir_version, _NEWEST_IR))
     model = ir.serde.deserialize_model(model_proto)
+    qonnx.define(model)
     name_nodes(model)
     _check_weights(model)
     infer_shapes(model)

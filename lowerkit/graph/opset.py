@@ -18,6 +18,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveU
 from onnxscript import version_converter
 
 from lowerkit.errors import ModelError
+from lowerkit.graph import qonnx
 from lowerkit.graph.domain import OPSET, describe_node
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.names import name_nodes
@@ -39,6 +40,7 @@ def upgrade(model: ir.Model) -> None:
     Raises:
         ModelError: when a node cannot be converted, or onnxruntime has no kernel for it at that opset.
     """
+    qonnx.forget(model)
     if model.functions:
         InlinePass()(model)
         RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -64,6 +66,7 @@ def upgrade(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         # A converter's replacement takes the name of the node whose result it now computes.
         node.name = owners.get(node.outputs[0].name, node.name)
+    qonnx.define(model)
     name_nodes(model)
     infer_shapes(model)
     if opset < OPSET:

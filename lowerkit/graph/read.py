@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from lowerkit.errors import ModelError
+from lowerkit.graph import qonnx
 from lowerkit.graph.domain import NEWEST_OPSET
 from lowerkit.graph.opset import OLDEST_OPSET
 from lowerkit.graph.shapes import condense
@@ -76,7 +77,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _normalise_domain(model: onnx.ModelProto) -> None:
-    """Write the standard domain as "" everywhere; "ai.onnx" is its other name."""
+    """Write the standard domain as "" everywhere, "ai.onnx" being its other name; and QONNX's by one name."""
     imports = [
         *model.opset_import,
         *(entry for function in model.functions for entry in function.opset_import),
@@ -85,6 +86,8 @@ def _normalise_domain(model: onnx.ModelProto) -> None:
     for item in (*imports, *nodes):
         if item.domain == "ai.onnx":
             item.domain = ""
+        if item.domain in qonnx.ALIASES:
+            item.domain = qonnx.DOMAIN
 
 
 def _check_header(model: onnx.ModelProto, path: Path) -> None:
@@ -123,6 +126,8 @@ def _check_operators(graph: onnx.GraphProto, opsets: dict[str, int], functions: 
                 raise ModelError(f"opset {version} has no operator {node.op_type}", node=where) from None
             if schema.deprecated:
                 raise ModelError(f"operator {node.op_type} is deprecated in opset {version}", node=where)
+        elif node.domain == qonnx.DOMAIN:
+            qonnx.check_node(node, where)
         elif node.domain not in _RUNTIME_DOMAINS:
             raise ModelError(
                 f"operator domain '{node.domain}' is unknown to onnxruntime",

@@ -20,6 +20,8 @@ _ROUNDS, _MANY_ROUNDS = 16, 256
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
+#: What says how numbers are stored; its results are no shape arithmetic.
+_STORAGE = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -126,7 +128,12 @@ def _is_computable(node: ir.Node) -> bool:
     subgraphs = any(
         a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
     )
-    return node.domain == "" and node.op_type not in _RANDOM and len(node.inputs) > 0 and not subgraphs
+    return (
+        node.domain == ""
+        and node.op_type not in _RANDOM | _STORAGE
+        and len(node.inputs) > 0
+        and not subgraphs
+    )
 
 
 def _run(model: ir.Model, nodes: list[ir.Node], known: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,6 +20,8 @@ def summary_lines(validation: Validation) -> list[str]:
     made_up = "synthetic " if validation.synthetic else ""
     lines = [f"{_count(validation.samples, made_up + 'sample')}; errors are relative to the largest |value|"]
     lines += [_output(output) for output in validation.outputs]
+    if validation.inexact == 0:
+        lines.append("the artifact equals its exact model bit for bit in every sample")
     worst = validation.worst_layer
     if worst is not None and layer_error(worst).relative > 0:
         lines.append(f"worst layer: {_layer(worst)}")
@@ -80,7 +82,8 @@ def _agreement(agreement: Agreement) -> str:
 
 
 def _warnings(validation: Validation) -> list[str]:
-    lines = [
+    lines = [] if not validation.inexact else [_inexact(validation)]
+    lines += [
         f"warning: output {output.name}: {_count(output.nonfinite, 'value')} not finite"
         for output in validation.outputs
         if output.nonfinite
@@ -92,6 +95,12 @@ def _warnings(validation: Validation) -> list[str]:
         reason = f"the data leaves the domain of '{method}': {nodes[0].outside}"
         lines.append(f"warning: {nodes[0].node}{more}: {reason}")
     return lines
+
+
+def _inexact(validation: Validation) -> str:
+    return (
+        f"warning: the artifact differs from its exact model in {_count(validation.inexact or 0, 'sample')}"
+    )
 
 
 def _layer(layer: LayerResult) -> str:

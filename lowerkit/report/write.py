@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lowerkit.plan import Plan
 from lowerkit.report.plots import layer_plot, scatter_plot
 from lowerkit.report.summary import number, percent, summary_lines
+from lowerkit.targets.base import CostTable
 from lowerkit.validation.results import Validation
 
 #: Float outputs that get a scatter plot, in graph order.
@@ -20,10 +22,17 @@ MAX_SCATTERS = 6
 _SHOWN = ("source", "target", "options", "inputs", "outputs", "versions")
 
 
-def write_report(validation: Validation, plan: Plan, info: Mapping[str, Any], directory: Path) -> None:
+def write_report(
+    validation: Validation,
+    plan: Plan,
+    info: Mapping[str, Any],
+    directory: Path,
+    cost: CostTable | None = None,
+) -> None:
     """Write `report.json` and `report.html` into `directory`. Equal arguments give equal bytes.
 
     Args:
+        cost: what the artifact takes of its hardware.
         info: what the model and the tools were, like an artifact's manifest: of `source`, `target`,
             `options`, `inputs`, `outputs` and `versions`, those that are there are reported.
 
@@ -36,13 +45,16 @@ def write_report(validation: Validation, plan: Plan, info: Mapping[str, Any], di
         "summary": summary_lines(validation),
         "plan": plan.to_toml(),
         "environment": environment,
+        **({"cost": asdict(cost)} if cost is not None else {}),
     }
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     (directory / "report.json").write_text(text + "\n", encoding="utf-8")
-    (directory / "report.html").write_text(render(validation, plan, environment), encoding="utf-8")
+    (directory / "report.html").write_text(render(validation, plan, environment, cost), encoding="utf-8")
 
 
-def render(validation: Validation, plan: Plan, environment: Mapping[str, Any]) -> str:
+def render(
+    validation: Validation, plan: Plan, environment: Mapping[str, Any], cost: CostTable | None = None
+) -> str:
     """The HTML report: no scripts, no references to anything outside the file."""
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -58,6 +70,7 @@ def render(validation: Validation, plan: Plan, environment: Mapping[str, Any]) -
         plan=plan,
         summary=summary_lines(validation),
         environment=environment,
+        cost=cost,
         layer_plot=layer_plot(validation.layers) if validation.layers else None,
         scatters=[(output, scatter_plot(output)) for output in plotted[:MAX_SCATTERS]],
         kept=[choice for choice in validation.choices if choice.contract is None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,6 +19,21 @@ class Runner(Protocol):
     """Something that executes an artifact: input name -> array in, output name -> array out."""
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What an artifact takes of its hardware, by layer: for people and reports.
+
+    Attributes:
+        note: how the numbers are known.
+        columns: headings.
+        rows: names and numbers, one for each column; the last row is of the whole.
+    """
+
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int, ...], ...]
 
 
 class Target(ABC):
@@ -39,6 +55,8 @@ class Target(ABC):
     native: ClassVar[frozenset[str]] = frozenset()
     #: Arithmetic error, relative to an output's scale, above which emitted code is wrong, not imprecise.
     tolerance: ClassVar[float] = 1e-3
+    #: Whether a probe's numbers are those of the emitted code bit for bit, so that validation compares them.
+    exact_probe: ClassVar[bool] = False
     #: Target option -> default value.
     options: ClassVar[Mapping[str, Any]] = {}
 
@@ -47,9 +65,17 @@ class Target(ABC):
         """Why the target cannot run `node` of a canonical or lowered graph, or None."""
 
     def complete(
-        self, model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
     ) -> dict[str, Any]:
-        """The options, with what they leave open chosen for the lowered `model` from calibration samples."""
+        """The options, with what they leave open chosen for the lowered `model` from calibration samples.
+
+        Samples that are `synthetic` were made up: they refute nothing that the options say.
+        """
         return dict(options)
 
     @abstractmethod
@@ -62,6 +88,10 @@ class Target(ABC):
     @abstractmethod
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner for the files that `emit` wrote, without the target's compiler."""
+
+    def cost(self, directory: Path) -> CostTable | None:
+        """What the files that `emit` wrote take of the hardware; None where the target does not count that."""
+        return None
 
     @abstractmethod
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:

@@ -58,13 +58,15 @@ class _Layer:
     method: ErrorStats = field(default_factory=ErrorStats)
     arithmetic: ErrorStats = field(default_factory=ErrorStats)
     total: ErrorStats = field(default_factory=ErrorStats)
+    #: Whether the artifact has the value; targets may compute it within another.
+    probed: bool = False
 
-    def result(self, probed: bool) -> LayerResult:
+    def result(self) -> LayerResult:
         operator = f"{DOMAIN}::{self.node.op_type}" if self.node.domain == DOMAIN else self.node.op_type
         arrows = Arrows(
             self.method.result(),
-            self.arithmetic.result() if probed else None,
-            self.total.result() if probed else None,
+            self.arithmetic.result() if self.probed else None,
+            self.total.result() if self.probed else None,
         )
         method = self.node.metadata_props.get("lowerkit.method")
         return LayerResult(self.value, self.node.name or "", operator, method, arrows)
@@ -107,14 +109,15 @@ def compare_layers(
             after = low(sample)
             got = artifact(sample) if artifact is not None else None
             for layer in group:
-                _update(layer, expected[layer.value], after[layer.value], got[layer.value] if got else None)
+                _update(layer, expected[layer.value], after[layer.value], (got or {}).get(layer.value))
             advance()
-    return tuple(layer.result(probe is not None) for layer in layers), left_out
+    return tuple(layer.result() for layer in layers), left_out
 
 
 def _update(layer: _Layer, original: np.ndarray, lowered: np.ndarray, artifact: np.ndarray | None) -> None:
     layer.method.update(original, lowered)
     if artifact is not None:
+        layer.probed = True
         layer.arithmetic.update(lowered, artifact)
         layer.total.update(original, artifact)
 
@@ -124,17 +127,28 @@ def _choose(
 ) -> tuple[list[_Layer], int]:
     before = {**_float_values(canonical), **_float_values(original)}
     candidates = []
-    for name, value in _float_values(lowered).items():
+    for value in _float_values(lowered).values():
         node = value.producer()
-        if node is None or name not in before or _dims(before[name]) != _dims(value):
+        if node is None or not ((node.name or "") in planned or node.op_type in LAYER_OPS):
             continue
-        if (node.name or "") in planned or node.op_type in LAYER_OPS:
+        value, name = _biased(value), _biased(value).name or ""
+        if name in before and _dims(before[name]) == _dims(value):
             candidates.append(_Layer(name, value_bytes(value), node, (node.name or "") in planned))
     first = [i for i, layer in enumerate(candidates) if layer.planned]
     rest = [i for i, layer in enumerate(candidates) if not layer.planned]
     chosen = spread(first, MAX_LAYERS)
     chosen += spread(rest, MAX_LAYERS - len(chosen))
     return [candidates[i] for i in sorted(chosen)], len(candidates) - len(chosen)
+
+
+def _biased(value: ir.Value) -> ir.Value:
+    """The sum with a constant that alone reads a value: a layer with its bias, which targets compute as one."""
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+        return value
+    other = uses[0].node.inputs[1 - uses[0].idx]
+    is_constant = other is not None and ir.convenience.get_const_tensor(other) is not None
+    return uses[0].node.outputs[0] if is_constant else value
 
 
 def _float_values(model: ir.Model) -> dict[str, ir.Value]:

@@ -149,6 +149,8 @@ class Validation:
         layers: in graph order; at most `lowerkit.validation.layers.MAX_LAYERS`.
         layers_left_out: layers that the two graphs share beyond those.
         choices: in the plan's order.
+        inexact: samples in which the artifact's outputs are not those of its exact model bit for bit; None for
+            targets without one.
     """
 
     samples: int
@@ -158,6 +160,7 @@ class Validation:
     layers: tuple[LayerResult, ...]
     layers_left_out: int
     choices: tuple[ChoiceResult, ...]
+    inexact: int | None = None
 
     def check(self, max_error: float | None = None, min_agreement: float | None = None) -> list[str]:
         """The bounds that are broken, one line each; empty when all hold.

@@ -41,6 +41,7 @@ def validate(
     canonical: ir.Model | None = None,
     labels: np.ndarray | None = None,
     probe: Probe | None = None,
+    oracle: Runner | None = None,
     layers: bool = True,
     synthetic: bool = False,
     progress: Progress | None = None,
@@ -58,6 +59,7 @@ def validate(
         labels: [rows of all samples] integer classes, for accuracy.
         probe: runners of the artifact's code with intermediate values; without it, layers have method
             errors alone.
+        oracle: what the artifact's numbers have to be, bit for bit; samples that differ are counted.
         layers: measure layers and choices at all.
         synthetic: the samples were made up; only noted in the result.
 
@@ -66,8 +68,9 @@ def validate(
     """
     if not len(samples):
         raise DataError("there are no samples to validate on")
+    exact = _Exact(run, oracle) if oracle is not None else None
     outputs = _compare_outputs(
-        original, lowered, run, samples, labels, _counter(progress, "end to end", len(samples))
+        original, lowered, exact or run, samples, labels, _counter(progress, "end to end", len(samples))
     )
     few = samples[: LAYER_SAMPLES if layers else 0]
     canonical = canonical if canonical is not None else original
@@ -75,7 +78,28 @@ def validate(
         original, canonical, lowered, few, probe, planned, _counter(progress, "layers", len(few))
     )
     choices = compare_choices(canonical, lowered, few, planned, _counter(progress, "choices", len(few)))
-    return Validation(len(samples), len(few), synthetic, outputs, found, left_out, choices)
+    return Validation(
+        len(samples),
+        len(few),
+        synthetic,
+        outputs,
+        found,
+        left_out,
+        choices,
+        exact.differing if exact is not None else None,
+    )
+
+
+class _Exact:
+    """Runs the artifact, and counts the samples in which any bit of an output is not the oracle's."""
+
+    def __init__(self, run: Runner, oracle: Runner) -> None:
+        self.run, self.oracle, self.differing = run, oracle, 0
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found, expected = self.run(inputs), self.oracle(inputs)
+        self.differing += any(value.tobytes() != expected[name].tobytes() for name, value in found.items())
+        return found
 
 
 def _compare_outputs(

@@ -2,77 +2,53 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lowerkit.targets.fpga.lang import cpp
 from lowerkit.targets.fpga.lang.program import Kernel
-
-#: g++ knows neither the pragmas of HLS nor its use of labels; a fresh ap_int of the headers reads its own bits.
-FLAGS = [
-    "-std=c++14",
-    "-O1",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wno-unknown-pragmas",
-    "-Wno-unused-label",
-    "-Wno-uninitialized",
-    "-Wno-maybe-uninitialized",
-]
-
-
-def ap_types() -> Path:
-    """The folder of ap_int.h; skips the test without one."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++")
-    spec = importlib.util.find_spec("hls4ml")
-    if spec and spec.origin:
-        found = Path(spec.origin).parent / "templates/vivado/ap_types"
-        if (found / "ap_int.h").exists():
-            return found
-    given = os.environ.get("LOWERKIT_AP_TYPES")
-    if given is None:
-        pytest.skip("no ap_int.h: hls4ml is not installed and LOWERKIT_AP_TYPES is not set")
-    return Path(given)
+from lowerkit.targets.fpga.project import FLAGS, ap_types
 
 
 def run(kernel: Kernel, inputs: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    """The printed kernel's outputs, int64 [batch, ...]."""
-    headers = ap_types()
-    batch = len(next(iter(inputs.values())))
-    source = folder / f"{kernel.name}.cpp"
-    source.write_text(_program(kernel))
-    binary = source.with_suffix("")
-    subprocess.run(["g++", *FLAGS, "-isystem", str(headers), str(source), "-o", str(binary)], check=True)
-    each = [np.asarray(inputs[a.name], np.int64).reshape(batch, -1) for a in kernel.inputs]
-    done = subprocess.run(
-        [str(binary)], input=np.concatenate(each, 1).tobytes(), capture_output=True, check=True
+    """The printed kernel's outputs, int64 [batch, ...]; warnings are errors."""
+    return Program([kernel], folder).run(kernel, inputs)
+
+
+class Program:
+    """Kernels of different names, compiled as one program."""
+
+    def __init__(self, kernels: Sequence[Kernel], folder: Path) -> None:
+        source = folder / f"{kernels[0].name}.cpp"
+        source.write_text(_program(kernels))
+        self.binary = source.with_suffix("")
+        flags = ["-O1", *FLAGS.replace(" ap_types", f" {ap_types()}").split()]
+        subprocess.run(["g++", *flags, str(source), "-o", str(self.binary)], check=True)
+
+    def run(self, kernel: Kernel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One kernel's outputs, int64 [batch, ...]."""
+        batch = len(next(iter(inputs.values())))
+        each = [np.asarray(inputs[a.name], np.int64).reshape(batch, -1) for a in kernel.inputs]
+        given = np.concatenate(each, 1).tobytes()
+        done = subprocess.run([str(self.binary), kernel.name], input=given, capture_output=True, check=True)
+        numbers = np.frombuffer(done.stdout, np.int64).reshape(batch, -1)
+        ends = np.cumsum([np.prod(a.shape, dtype=int) for a in kernel.outputs])
+        parts = np.split(numbers, ends[:-1], 1)
+        return {a.name: p.reshape(batch, *a.shape) for a, p in zip(kernel.outputs, parts, strict=True)}
+
+
+def _program(kernels: Sequence[Kernel]) -> str:
+    """A main function that reads samples from stdin and writes the outputs of the kernel that its argument names."""
+    calls = "\n".join(
+        f'    if (!std::strcmp(argv[1], "{k.name}")) return {k.name}_driver::run();' for k in kernels
     )
-    numbers = np.frombuffer(done.stdout, np.int64).reshape(batch, -1)
-    ends = np.cumsum([np.prod(a.shape, dtype=int) for a in kernel.outputs])
-    parts = np.split(numbers, ends[:-1], 1)
-    return {a.name: part.reshape(batch, *a.shape) for a, part in zip(kernel.outputs, parts, strict=True)}
-
-
-def _program(kernel: Kernel) -> str:
-    """A main function that reads samples from stdin and writes the outputs, as int64 in order."""
-    declared = "\n".join(f"static {cpp.declaration(a)};" for a in (*kernel.inputs, *kernel.outputs))
-    read = "\n".join(f"        read({a.name});" for a in kernel.inputs)
-    write = "\n".join(f"        write({a.name});" for a in kernel.outputs)
-    arguments = ", ".join(a.name for a in (*kernel.inputs, *kernel.outputs))
     return f"""#include <cstdio>
+#include <cstring>
 #include <ap_int.h>
 {cpp.HELPERS}
-{cpp.constants(kernel)}
-{cpp.function(kernel)}
 template <class T> void read(T& to) {{
     long long number = 0;
     if (std::fread(&number, sizeof number, 1, stdin) == 1) to = number;
@@ -87,8 +63,26 @@ template <class T> void write(const T& from) {{
 template <class T, size_t N> void write(const T (&from)[N]) {{
     for (size_t i = 0; i < N; ++i) write(from[i]);
 }}
+{"".join(map(_driver, kernels))}
+int main(int argc, char** argv) {{
+    if (argc != 2) return 2;
+{calls}
+    return 2;
+}}
+"""
+
+
+def _driver(kernel: Kernel) -> str:
+    declared = "\n".join(f"static {cpp.declaration(a)};" for a in (*kernel.inputs, *kernel.outputs))
+    read = "\n".join(f"        read({a.name});" for a in kernel.inputs)
+    write = "\n".join(f"        write({a.name});" for a in kernel.outputs)
+    arguments = ", ".join(a.name for a in (*kernel.inputs, *kernel.outputs))
+    return f"""
+{cpp.constants(kernel)}
+{cpp.function(kernel)}
+namespace {kernel.name}_driver {{
 {declared}
-int main() {{
+static int run() {{
     while (true) {{
         int next = std::getc(stdin);
         if (next == EOF) return 0;
@@ -97,5 +91,6 @@ int main() {{
         {kernel.name}({arguments});
 {write}
     }}
+}}
 }}
 """

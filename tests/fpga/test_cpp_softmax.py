@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
+import csim
 import numpy as np
 import pytest
 
@@ -52,65 +47,10 @@ KERNELS = [
 ]
 
 
-def headers() -> Path:
-    """The folder of ap_int.h: hls4ml has it; else LOWERKIT_AP_TYPES says where it is."""
-    found = importlib.util.find_spec("hls4ml")
-    if found and found.submodule_search_locations:
-        inside = Path(found.submodule_search_locations[0]) / "templates" / "vivado" / "ap_types"
-        if (inside / "ap_int.h").exists():
-            return inside
-    given = os.environ.get("LOWERKIT_AP_TYPES", "")
-    if given and (Path(given) / "ap_int.h").exists():
-        return Path(given)
-    pytest.skip("the ap_types headers are missing: install hls4ml or set LOWERKIT_AP_TYPES to their folder")
-
-
-def driver(kernel: Kernel) -> str:
-    """Runs the kernel on the numbers of stdin until they end."""
-    (x,), (y,) = kernel.inputs, kernel.outputs
-    rows, columns = x.shape
-    return f"""\
-static void drive_{kernel.name}() {{
-    static {cpp.declaration(x)};
-    static {cpp.declaration(y)};
-    long long number;
-    int count = 0;
-    while (std::scanf("%lld", &number) == 1) {{
-        x[count / {columns}][count % {columns}] = number;
-        if (++count < {rows * columns}) continue;
-        count = 0;
-        {kernel.name}(x, y);
-        for (int row = 0; row < {rows}; ++row)
-            for (int column = 0; column < {columns}; ++column)
-                std::printf("%lld\\n", y[row][column].{"to_int64" if y.range.signed else "to_uint64"}());
-    }}
-}}
-"""
-
-
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All kernels in one program; its argument names the one to run."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is missing")
-    include = headers()
-    folder = tmp_path_factory.mktemp("softmax")
-    parts = ["#include <cstdio>\n#include <cstring>\n#include <ap_int.h>\n", cpp.HELPERS]
-    for kernel in KERNELS:
-        parts += [cpp.constants(kernel), cpp.function(kernel), driver(kernel)]
-    calls = "\n".join(f'    if (!std::strcmp(argv[1], "{k.name}")) drive_{k.name}();' for k in KERNELS)
-    parts.append(
-        f"int main(int argc, char **argv) {{\n    if (argc < 2) return 1;\n{calls}\n    return 0;\n}}\n"
-    )
-    source = folder / "softmax.cpp"
-    source.write_text("\n".join(parts))
-    # Pragmas are for another compiler; the headers' default constructors mask numbers that are not yet written.
-    quiet = ["-Wno-unknown-pragmas", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-    flags = ["-std=c++14", "-O1", "-Wall", "-Wextra", "-Werror", *quiet]
-    command = ["g++", *flags, "-isystem", str(include), str(source), "-o", str(folder / "softmax")]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[:4000]
-    return folder / "softmax"
+def program(tmp_path_factory: pytest.TempPathFactory) -> csim.Program:
+    """All kernels in one program."""
+    return csim.Program(KERNELS, tmp_path_factory.mktemp("softmax"))
 
 
 def inputs(kernel: Kernel) -> np.ndarray:
@@ -132,20 +72,17 @@ def inputs(kernel: Kernel) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_compiled_is_interpreted(program: Path, kernel: Kernel) -> None:
+def test_compiled_is_interpreted(program: csim.Program, kernel: Kernel) -> None:
     x = inputs(kernel)
     assert x.shape[0] * x.shape[1] >= 1_000
-    text = "\n".join(map(str, x.ravel()))
-    made = subprocess.run([program, kernel.name], input=text, capture_output=True, text=True, check=True)
-    y = np.array(made.stdout.split(), np.int64).reshape(x.shape)
-    np.testing.assert_array_equal(y, run(kernel, {"x": x})["y"])
+    np.testing.assert_array_equal(program.run(kernel, {"x": x})["y"], run(kernel, {"x": x})["y"])
     # A kernel of one number would say nothing.
-    assert np.unique(y).size > 1 or x.shape[-1] == 1
+    assert np.unique(run(kernel, {"x": x})["y"]).size > 1 or x.shape[-1] == 1
 
 
 def test_simulated_tables_are_plain_integers() -> None:
     """Entries of ap_int types are constructed one by one, and g++ took minutes for a table of 15,000."""
     kernel = softmax.fixed(1, 2, BYTE, BYTE, FixedMethod(input_bits=4, output_bits=4), name="small")
-    assert "static const LK_TABLE(ap_uint<21>, unsigned int) small_exponentials[" in cpp.constants(kernel)
+    assert "static const LK_TABLE(ap_uint<21>, std::uint32_t) small_exponentials[" in cpp.constants(kernel)
     # What is read has its width again.
     assert "ap_uint<21>(small_exponentials[" in cpp.function(kernel)

@@ -115,9 +115,10 @@ def test_reshape(shape, out) -> None:
 def test_embedding() -> None:
     rng = np.random.default_rng(0)
     table = codes(rng, (9, 4), X)
-    kernel, _ = layout.embedding("f", 6, table, X, lanes=2)
-    ids = np.array([[0, 8, 3, 3, 1, 7], [8, 8, 0, 0, 5, 4]])
-    np.testing.assert_array_equal(run(kernel, {"ids": ids})["y"], table[ids])
+    kernel, _ = layout.embedding("f", (6,), table, Range(0, 15), X, lanes=2)
+    ids = np.array([[0, 8, 3, 3, 1, 7], [8, 8, 0, 0, 5, 15]])
+    # 15 is no row: the last one is read.
+    np.testing.assert_array_equal(run(kernel, {"ids": ids})["y"], table[np.minimum(ids, 8)])
 
 
 def test_slices() -> None:
@@ -169,7 +170,9 @@ LAYOUT = {
     "transpose": lambda: layout.transpose("f", (2, 3, 4), (2, 0, 1), X),
     "reshape": lambda: layout.reshape("f", (6, 4), (4, 6), X),
     "heads": lambda: layout.reshape("f", (3, 8), (3, 2, 4), X),
-    "embedding": lambda: layout.embedding("f", 5, codes(np.random.default_rng(0), (7, 3), X), X),
+    "embedding": lambda: layout.embedding(
+        "f", (5,), codes(np.random.default_rng(0), (7, 3), X), Range(0, 6), X
+    ),
     "slices": lambda: layout.slices("f", (5, 6), (1, 5), (2, 3), (2, -2), X),
     "concat": lambda: layout.concat("f", [(2, 3), (2, 1)], 1, [X, Fixed(12, 2)], Y),
 }

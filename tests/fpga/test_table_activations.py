@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import csim
 import numpy as np
 import pytest
-from cpp_harness import compiled_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,4 +149,4 @@ def test_printed_code_agrees(family: str, tmp_path: Path) -> None:
     for kernel in kernels:
         given = x >> 10 if kernel.name == "every_code" else x
         expected = run(kernel, {"x": given})["y"]
-        assert np.array_equal(compiled_run(kernel, {"x": given}, tmp_path)["y"], expected)
+        assert np.array_equal(csim.run(kernel, {"x": given}, tmp_path)["y"], expected)

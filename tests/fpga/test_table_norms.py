@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import csim
 import numpy as np
 import pytest
-from cpp_harness import compiled_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -145,4 +145,4 @@ def test_printed_code_agrees(tmp_path: Path) -> None:
             name, (2, n), source, target, gamma=gamma, beta=given_beta, rms=rms, index_bits=5
         ).kernel
         expected = run(kernel, {"x": x})["y"]
-        assert np.array_equal(compiled_run(kernel, {"x": x}, tmp_path)["y"], expected)
+        assert np.array_equal(csim.run(kernel, {"x": x}, tmp_path)["y"], expected)

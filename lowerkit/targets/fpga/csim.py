@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lowerkit.errors import ArtifactError, ToolError
-from lowerkit.targets.fpga.design import Port
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.design import Port, decoded, encoded
+from lowerkit.targets.fpga.formats import parse
 
 PROGRAM = "testbench"
 
@@ -25,12 +26,17 @@ def build(directory: Path) -> None:
             raise ToolError(
                 f"{tool} is not installed, and the C-simulation needs it", hint=f"apt-get install {tool}"
             )
-    made = subprocess.run(["make", "-s", PROGRAM], cwd=directory, capture_output=True, text=True, check=False)
+    jobs = f"-j{max(os.cpu_count() or 1, 1)}"
+    made = subprocess.run(
+        ["make", "-s", jobs, PROGRAM], cwd=directory, capture_output=True, text=True, check=False
+    )
     if made.returncode != 0:
         first = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[-300:])
         raise ToolError(
             f"the C-simulation does not compile: {first.strip()}", hint="this is a fault of lowerkit"
         )
+    # Objects are no part of an artifact.
+    subprocess.run(["make", "-s", "tidy"], cwd=directory, capture_output=True, check=True)
 
 
 class CsimRunner:
@@ -40,18 +46,17 @@ class CsimRunner:
         """`description` is that of `fpga.json`: inputs and outputs by name, shape and format."""
         self.directory = directory
         self.inputs, self.outputs = (
-            [Port(p["name"], tuple(p["shape"]), Fixed.parse(p["format"])) for p in description[kind]]
+            [Port(p["name"], tuple(p["shape"]), parse(p["format"])) for p in description[kind]]
             for kind in ("inputs", "outputs")
         )
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of one sample or more, float32."""
-        codes = {p.value: p.format.quantise(inputs[p.value]) for p in self.inputs}
-        found = self.codes(codes)
-        return {p.value: p.format.dequantise(found[p.value]).astype(np.float32) for p in self.outputs}
+        found = self.codes({p.value: encoded(p, inputs[p.value]) for p in self.inputs})
+        return {p.value: decoded(p, found[p.value]) for p in self.outputs}
 
     def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs' codes, int64, for the inputs' codes. Raises ArtifactError where the program fails."""
+        """Codes of the outputs, int64 [samples, *shape], for those of the inputs. Raises ArtifactError."""
         rows = np.concatenate([codes[p.value].reshape(-1, p.size) for p in self.inputs], axis=1).astype("<i8")
         sizes = [p.size for p in self.outputs]
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
@@ -70,8 +75,7 @@ class CsimRunner:
         if results.size != len(rows) * sum(sizes):
             raise ArtifactError(f"the C-simulation wrote {results.size} codes, not {len(rows) * sum(sizes)}")
         parts = np.split(results.reshape(len(rows), -1), np.cumsum(sizes)[:-1], axis=1)
-        # A leading axis of 1, the graph's batch, becomes that of the samples.
         return {
-            p.value: part.reshape(-1, *(p.shape[1:] if p.shape[:1] == (1,) else p.shape)).astype(np.int64)
+            p.value: part.reshape(-1, *p.shape).astype(np.int64)
             for p, part in zip(self.outputs, parts, strict=True)
         }

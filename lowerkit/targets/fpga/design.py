@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.errors import DataError
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.lang.program import Kernel
@@ -23,7 +24,14 @@ class Port:
 
     value: str
     shape: tuple[int, ...]
-    format: Fixed
+    format: Format
+
+    @property
+    def fixed(self) -> Fixed:
+        """The format, for kernels of fixed point alone. Raises ValueError for any other."""
+        if not isinstance(self.format, Fixed):
+            raise ValueError(f"there is no kernel of this kind for '{self.value}', {self.format}")
+        return self.format
 
     @property
     def size(self) -> int:
@@ -70,6 +78,10 @@ class Design:
     views: Mapping[str, str]
     layers: tuple[Layer, ...]
 
+    def kernels(self) -> list[Layer]:
+        """A layer for each kernel, the first one where several share it."""
+        return list({layer.kernel.name: layer for layer in reversed(self.layers)}.values())[::-1]
+
     def stored(self, value: str) -> str:
         """The value whose codes a value's are."""
         while value in self.views:
@@ -79,10 +91,14 @@ class Design:
 
 def codes_of(design: Design, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The design's inputs as codes, int64 [batch, ...], rounded half to even and saturated."""
-    return {
-        port.value: port.format.quantise(np.asarray(inputs[port.value])).reshape(-1, *port.shape)
-        for port in design.inputs
-    }
+    return {port.value: encoded(port, inputs[port.value]) for port in design.inputs}
+
+
+def encoded(port: Port, numbers: np.ndarray) -> np.ndarray:
+    """Numbers as a port's codes, int64 [samples, *shape]. Raises DataError for NaN."""
+    if np.isnan(numbers).any():
+        raise DataError(f"input '{port.value}' has NaN, which fixed point does not know")
+    return port.format.quantise(np.asarray(numbers)).reshape(-1, *port.shape)
 
 
 def simulate(
@@ -122,5 +138,13 @@ def _given(layer: Layer, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def numbers_of(design: Design, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What codes stand for, float32."""
-    return {name: design.values[name].format.dequantise(k).astype(np.float32) for name, k in codes.items()}
+    """What codes stand for, float32, in the graph's shapes."""
+    return {name: decoded(design.values[name], k) for name, k in codes.items()}
+
+
+def decoded(port: Port, codes: np.ndarray) -> np.ndarray:
+    """The numbers of a port, float32: of one sample in the graph's shape, of more along its leading axis of 1."""
+    numbers = port.format.dequantise(codes).astype(np.float32)
+    if len(numbers) == 1:
+        return numbers.reshape(port.shape)
+    return numbers.reshape(-1, *(port.shape[1:] if port.shape[:1] == (1,) else port.shape))

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
-from lowerkit.graph.fusions.algebra import constant
 from lowerkit.graph.shapes import static_shape
 from lowerkit.passes.base import ATTRIBUTES
+from lowerkit.targets.fpga.constants import known
 from lowerkit.targets.fpga.design import Design, Layer, Port
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.layout import reshape
 from lowerkit.targets.fpga.kernels.schedule import Built, least_reuse
 from lowerkit.targets.fpga.kernels.unit import Job
@@ -36,14 +36,16 @@ class Context:
         formats: of every value.
         weight_width: bits of weights; each column has its own fraction.
         reuse: by node name, how often each multiplier of a layer is used.
+        weights: by node name, the kind of format that its weights have instead; see `narrow_weights`.
         multipliers: how many a layer of which `reuse` says nothing may have.
         parallel: by node name, how many rows of a product are computed at once, 1 elsewhere.
         jobs: by layer, what a linear layer computes, for a unit that many share.
     """
 
-    formats: Mapping[str, Fixed]
+    formats: Mapping[str, Format]
     weight_width: int
     reuse: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
     multipliers: int = 64
     parallel: Mapping[str, int] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
@@ -93,21 +95,31 @@ class Context:
         assert shape is not None
         self.ports[value.name or ""] = Port(value.name or "", shape, self.port(source).format)
 
-    def view(self, source: ir.Value | None, value: ir.Value, exponent: int = 0) -> None:
-        """`value` has the codes of `source`, which stand for 2^exponent times the numbers."""
+    def view(
+        self, source: ir.Value | None, value: ir.Value, exponent: int = 0, form: Format | None = None
+    ) -> None:
+        """`value` has the codes of `source`, which stand for 2^exponent times the numbers, or are of another format."""
         port = self.port(source)
         shape = static_shape(value)
         assert shape is not None
-        form = replace(port.format, integer=port.format.integer + exponent)
-        self.ports[value.name or ""] = Port(value.name or "", shape, form)
+        shown = form or port.format.times(exponent)
+        self.ports[value.name or ""] = Port(value.name or "", shape, shown)
         self.views[value.name or ""] = port.value
 
 
 Converter = Callable[[Context, ir.Node], None]
 
 
-def design_of(model: ir.Model, context: Context, converters: Mapping[str, Converter]) -> Design:
+#: Chooses the formats of what a node writes, before its layers are made.
+Chooser = Callable[[Context, ir.Node, Converter], Mapping[str, Fixed]]
+
+
+def design_of(
+    model: ir.Model, context: Context, converters: Mapping[str, Converter], choose: Chooser | None = None
+) -> Design:
     """The design of a lowered graph. Raises UnsupportedError, which names the node, for what has no converter."""
+    for value in model.graph.inputs:
+        context.port(value)
     for node in model.graph:
         if node in context.done:
             continue
@@ -117,6 +129,8 @@ def design_of(model: ir.Model, context: Context, converters: Mapping[str, Conver
                 f"the fpga target has no kernel for {node.op_type}", node=describe_node(node)
             )
         try:
+            if choose is not None:
+                context.formats = {**context.formats, **choose(context, node, converter)}
             converter(context, node)
         except ValueError as error:
             raise UnsupportedError(str(error), node=describe_node(node)) from None
@@ -147,10 +161,10 @@ def _stored(context: Context, value: ir.Value) -> None:
 def numbers(node: ir.Node, index: int) -> np.ndarray:
     """A constant input in float64. Raises UnsupportedError for data."""
     value = node.inputs[index] if index < len(node.inputs) else None
-    found = constant(value) if value is not None else None
+    found = known(value)
     if found is None:
         raise UnsupportedError(f"input {index} is not a constant", node=describe_node(node))
-    return found.astype(np.float64)
+    return found
 
 
 def pair(node: ir.Node, name: str, default: int) -> tuple[int, int]:
@@ -191,7 +205,7 @@ def added_constant(node: ir.Node, columns: int) -> tuple[ir.Node, np.ndarray] | 
     add = alone(node.outputs[0], "Add")
     if add is None:
         return None
-    other = next((constant(v) for v in add.inputs if v is not None and v is not node.outputs[0]), None)
+    other = next((known(v) for v in add.inputs if v is not None and v is not node.outputs[0]), None)
     if other is None or other.size not in (1, columns) or other.size != math.prod(other.shape[-1:] or (1,)):
         return None
-    return add, np.broadcast_to(other.astype(np.float64).reshape(-1), (columns,))
+    return add, np.broadcast_to(other.reshape(-1), (columns,))

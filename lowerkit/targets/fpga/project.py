@@ -1,12 +1,14 @@
 """Writes a design as an HLS project: C++ that a vendor's tool reads, and that g++ simulates.
 
 DIR/
-  DESIGN.h DESIGN.cpp     the top function: the layers in a dataflow region
-  layers/NAME.h           a layer: its constants and its function, in a namespace of its name
-  lowerkit.h              helpers
-  testbench.cpp           reads codes, runs the top function, writes codes
-  Makefile                builds the C-simulation
-  vitis_hls.tcl           the project for the vendor's tool
+  DESIGN.h DESIGN.cpp     the top function: the layers in a dataflow region, with channels between them
+  layers/NAME.h .cpp      a layer: its constants and its function, in a namespace of its name
+  units/                  files that include some layers each, for the C-simulation
+  lowerkit.h              types and helpers
+  testbench.cpp           reads codes, runs the top function, writes or compares codes
+  golden/                 samples' codes, and those that the integer model makes of them
+  Makefile                make (the C-simulation), make check (on golden/), make sanitize
+  vitis_hls.tcl           the project for the vendor's tool, where the device is of that vendor
   ap_types/               arbitrary-precision types for g++ (Apache-2.0, by way of hls4ml)
 """
 
@@ -15,32 +17,74 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from lowerkit.errors import ToolError
-from lowerkit.targets.fpga.design import Design, Layer, Port
+from lowerkit.targets.fpga import interfaces, top
+from lowerkit.targets.fpga.dataflow import Network, network
+from lowerkit.targets.fpga.design import Design, Layer, Port, simulate
+from lowerkit.targets.fpga.interfaces import Interface
 from lowerkit.targets.fpga.lang import cpp
 
-#: Of the C-simulation; warnings are errors, but for the pragmas and labels of HLS tools, and for the types' own
-#: constructor, which g++ sees reading what it is about to set.
+#: g++ knows neither the pragmas of HLS tools nor their use of labels, and it sees the types' own constructor read the
+#: bits that it is about to set; all other warnings are errors.
 FLAGS = (
-    "-std=c++14 -O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-label -Wno-uninitialized "
+    "-std=c++14 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-label -Wno-uninitialized "
     "-Wno-maybe-uninitialized -isystem ap_types"
 )
+#: Samples in `golden/` where none are given.
+GOLDEN = 4
+#: Files that the C-simulation's layers compile in, at most; bytes of sources that are worth one; and what each layer
+#: counts besides the bytes of its source.
+UNITS = 4
+SHARE = 2**16
+HEADER = 4096
 
 
-def write_project(design: Design, directory: Path, *, part: str, clock_ns: float) -> None:
-    """Write all files of the project. Raises ToolError where the types' headers are not installed."""
+def write_project(
+    design: Design,
+    directory: Path,
+    *,
+    part: str | None,
+    clock_ns: float,
+    interface: str = "memory",
+    golden: Mapping[str, np.ndarray] | None = None,
+    net: Network | None = None,
+) -> None:
+    """Write all files of the project.
+
+    Args:
+        part: of the vendor's tool; no vitis_hls.tcl is written without one.
+        interface: `memory`, `axi` or `stream`.
+        golden: the inputs' codes [samples, ...] of the golden vectors; random ones if None.
+        net: the design's network, where it is known already.
+
+    Raises:
+        PlanError: for another interface.
+        ToolError: where the types' headers are not installed.
+    """
+    net, chosen = net or network(design), interfaces.interface(interface)
     (directory / "layers").mkdir(parents=True)
-    for layer in {layer.kernel.name: layer for layer in reversed(design.layers)}.values():
-        (directory / "layers" / f"{layer.kernel.name}.h").write_text(_layer(layer), encoding="utf-8")
-    (directory / "lowerkit.h").write_text(_HELPERS, encoding="utf-8")
-    (directory / f"{design.name}.h").write_text(_header(design), encoding="utf-8")
-    (directory / f"{design.name}.cpp").write_text(_top(design), encoding="utf-8")
-    (directory / "testbench.cpp").write_text(_testbench(design), encoding="utf-8")
-    (directory / "Makefile").write_text(_makefile(design), encoding="utf-8")
-    (directory / "vitis_hls.tcl").write_text(_tcl(design, part, clock_ns), encoding="utf-8")
+    for layer in design.kernels():
+        declared, defined = _layer(layer)
+        _write(directory / "layers" / f"{layer.kernel.name}.h", declared)
+        _write(directory / "layers" / f"{layer.kernel.name}.cpp", defined)
+    _write(directory / "lowerkit.h", _helpers(chosen))
+    _write(directory / f"{design.name}.h", top.header(design, net, chosen))
+    _write(directory / f"{design.name}.cpp", top.top(design, net, chosen))
+    _write(directory / "testbench.cpp", top.testbench(design, net, chosen))
+    count = _golden(design, directory / "golden", golden)
+    _write(directory / "Makefile", _makefile(design, count, _units(directory, design)))
+    if part is not None:
+        _write(directory / "vitis_hls.tcl", _tcl(design, part, clock_ns, count))
     shutil.copytree(ap_types(), directory / "ap_types")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def ap_types() -> Path:
@@ -55,23 +99,60 @@ def ap_types() -> Path:
     )
 
 
-_HELPERS = f"#pragma once\n#include <ap_int.h>\n\n{cpp.HELPERS}"
+def _helpers(chosen: Interface) -> str:
+    return f"""\
+#ifndef LOWERKIT_H
+#define LOWERKIT_H
+#include <ap_int.h>
+{chosen.include}
+// Memory between layers: simulation keeps it off the stack.
+#ifdef __SYNTHESIS__
+#define LK_CHANNEL
+#else
+#define LK_CHANNEL static
+#endif
+
+{cpp.HELPERS}#endif
+"""
 
 
-def _layer(layer: Layer) -> str:
-    """A layer's file."""
-    name = layer.kernel.name
-    where = f"// Layer {name}: {layer.op}, node '{layer.node}'."
+def _layer(layer: Layer) -> tuple[str, str]:
+    """The header and the source of a layer, or of the unit that it shares."""
+    kernel, name = layer.kernel, layer.kernel.name
+    about = [f"// Layer {name}: {layer.op}, node '{layer.node}'."]
+    values: list[str] = [f", '{value}'" for value in (*layer.reads, *layer.writes)]
     if layer.job is not None:
-        where = f"// {name}: one unit for many layers."
-    parts = [where, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {name} {{"]
-    constants = cpp.constants(layer.kernel)
-    return "\n".join([*parts, *([constants] if constants else []), "", cpp.function(layer.kernel), "}", ""])
+        about = [f"// {name}: {layer.op} of several nodes. Arrays are those of the largest one."]
+        values = [""] * (len(values) + 1)
+    kinds = ["in"] * len(kernel.inputs) + ["out"] * len(kernel.outputs)
+    for kind, array, value in zip(kinds, (*kernel.inputs, *kernel.outputs), values, strict=True):
+        shape = " x ".join(map(str, array.shape)) or "1"
+        about.append(
+            f"// {kind:3} {array.name}: {shape}, codes from {array.range.low} to {array.range.high}{value}"
+        )
+    declared = [*about, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {name} {{"]
+    declared += [f"{cpp.signature(kernel)};", "}", ""]
+    defined = [f'#include "../lowerkit.h"\n#include "{name}.h"', "", f"namespace {name} {{"]
+    constants = cpp.constants(kernel)
+    defined += [*([constants, ""] if constants else []), cpp.function(kernel), "}", ""]
+    return "\n".join(declared), "\n".join(defined)
 
 
-def _port(port: Port, *, constant: bool) -> str:
-    kind = cpp.type_of(port.format.range)
-    return f"{'const ' if constant else ''}{kind} {variable(port.value)}[{port.size}]"
+def _golden(design: Design, folder: Path, golden: Mapping[str, np.ndarray] | None) -> int:
+    """Write inputs' and outputs' codes as the test bench reads them; the number of samples."""
+    if golden is None:
+        rng = np.random.default_rng(0)
+        golden = {
+            p.value: rng.integers(p.format.range.low, p.format.range.high, (GOLDEN, *p.shape), endpoint=True)
+            for p in design.inputs
+        }
+    codes = {p.value: np.asarray(golden[p.value]).reshape(-1, *p.shape) for p in design.inputs}
+    found = simulate(design, codes)
+    folder.mkdir()
+    for name, ports, values in (("inputs", design.inputs, codes), ("outputs", design.outputs, found)):
+        rows = [values[p.value].reshape(-1, p.size) for p in ports]
+        (folder / f"{name}.i64").write_bytes(np.concatenate(rows, axis=1).astype("<i8").tobytes())
+    return len(rows[0])
 
 
 def variable(value: str) -> str:
@@ -80,117 +161,86 @@ def variable(value: str) -> str:
     return f"v_{text}"
 
 
-def _signature(design: Design) -> str:
-    ports = [_port(p, constant=True) for p in design.inputs] + [
-        _port(p, constant=False) for p in design.outputs
-    ]
-    return f"void {design.name}({', '.join(ports)})"
+def _units(directory: Path, design: Design) -> int:
+    """Write files that include the sources, about equally much each; how many.
+
+    To compile each layer for itself would repeat the types' headers, to compile all at once leaves processors idle.
+    """
+    names = [layer.kernel.name for layer in design.kernels()]
+    sizes = {name: (directory / "layers" / f"{name}.cpp").stat().st_size for name in names}
+    units: list[list[str]] = [[] for _ in range(min(UNITS, 1 + sum(sizes.values()) // SHARE))]
+    loads = [0] * len(units)
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        units[least].append(name)
+        loads[least] += sizes[name] + HEADER
+    (directory / "units").mkdir()
+    for i, names in enumerate(units):
+        lines = [f'#include "../layers/{name}.cpp"' for name in sizes if name in names]
+        lines += [f'#include "../{design.name}.cpp"'] if i == 0 else []
+        _write(
+            directory / "units" / f"unit{i}.cpp", "\n".join(["// Sources that compile together.", *lines, ""])
+        )
+    return len(units)
 
 
-def _header(design: Design) -> str:
-    lines = ["#pragma once", '#include "lowerkit.h"', "", "// Codes k of numbers k / 2^fraction:"]
-    for kind, ports in (("in", design.inputs), ("out", design.outputs)):
-        for p in ports:
-            shape = " x ".join(map(str, p.shape)) or "1"
-            lines.append(f"// {kind:3} {variable(p.value)}: {shape}, {p.format}, '{p.value}'")
-    return "\n".join([*lines, f"{_signature(design)};", ""])
-
-
-def _top(design: Design) -> str:
-    kernels = dict.fromkeys(layer.kernel.name for layer in design.layers)
-    includes = [f'#include "{design.name}.h"', *(f'#include "layers/{name}.h"' for name in kernels)]
-    units = dict.fromkeys(layer.kernel.name for layer in design.layers if layer.job is not None)
-    ports = {p.value for p in (*design.inputs, *design.outputs)}
-    # Processes of a dataflow region cannot share a function: with units, layers run one after the other.
-    body = [f"#pragma HLS ALLOCATION function instances={name}::{name} limit=1" for name in units]
-    body = body or ["#pragma HLS DATAFLOW"]
-    for layer in design.layers:
-        for value in layer.writes:
-            if value not in ports:
-                body.append(f"    {_port(design.values[value], constant=False)};")
-        arguments = [variable(design.stored(v)) for v in layer.reads] + [variable(v) for v in layer.writes]
-        if layer.job is not None:
-            job = layer.kernel.inputs[-1]
-            body.append(f"    const {cpp.type_of(job.range)} {layer.name}_job[1] = {{{layer.job}}};")
-            arguments.insert(len(layer.reads), f"{layer.name}_job")
-        body.append(f"    {layer.kernel.name}::{layer.kernel.name}({', '.join(arguments)});")
-    return "\n".join([*includes, "", f"{_signature(design)} {{", *body, "}", ""])
-
-
-def _testbench(design: Design) -> str:
-    reads = "".join(
-        f"        if (!get(in, {variable(p.value)}, {p.size})) return 3;\n" for p in design.inputs
-    )
-    writes = "".join(f"        put(out, {variable(p.value)}, {p.size});\n" for p in design.outputs)
-    arrays = "".join(f"    static {_port(p, constant=False)};\n" for p in (*design.inputs, *design.outputs))
-    arguments = ", ".join(variable(p.value) for p in (*design.inputs, *design.outputs))
+def _makefile(design: Design, count: int, units: int) -> str:
+    names = ["testbench", *(f"units/unit{i}" for i in range(units))]
+    objects = " ".join(f"$(BUILD)/{name}.o" for name in names)
     return f"""\
-// Runs {design.name} on codes: testbench IN OUT COUNT, both files of 64-bit integers, sample after sample.
-#include "{design.name}.h"
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-
-template <class T> static bool get(std::FILE* file, T* to, int count) {{
-    for (int i = 0; i < count; ++i) {{
-        std::int64_t code;
-        if (std::fread(&code, sizeof code, 1, file) != 1) return false;
-        to[i] = static_cast<long long>(code);
-    }}
-    return true;
-}}
-
-template <class T> static void put(std::FILE* file, const T* from, int count) {{
-    for (int i = 0; i < count; ++i) {{
-        const std::int64_t code = from[i].to_int64();
-        std::fwrite(&code, sizeof code, 1, file);
-    }}
-}}
-
-int main(int argc, char** argv) {{
-    if (argc != 4) {{
-        std::fprintf(stderr, "usage: testbench IN OUT COUNT\\n");
-        return 2;
-    }}
-    std::FILE* in = std::fopen(argv[1], "rb");
-    std::FILE* out = std::fopen(argv[2], "wb");
-    if (!in || !out) return 2;
-{arrays}    for (long n = std::atol(argv[3]); n > 0; --n) {{
-{reads}        {design.name}({arguments});
-{writes}    }}
-    std::fclose(in);
-    return std::fclose(out);
-}}
-"""
-
-
-def _makefile(design: Design) -> str:
-    return f"""\
-# The C-simulation: make, then ./testbench IN OUT COUNT
+# make            the C-simulation: ./testbench IN OUT COUNT
+# make check      runs it on golden/; fails where a code differs
+# make sanitize   the same with the compiler's checks for undefined behaviour and bad addresses
+# Files compile on their own: make -j4.
 CXX ?= g++
-CXXFLAGS ?= {FLAGS}
+OPTIMISE ?= -O1
+CHECKS =
+BUILD = build
+PROGRAM = testbench
+FLAGS = {FLAGS} $(OPTIMISE) $(CHECKS)
+OBJECTS = {objects}
 
-testbench: testbench.cpp {design.name}.cpp {design.name}.h lowerkit.h $(wildcard layers/*.h)
-\t$(CXX) $(CXXFLAGS) testbench.cpp {design.name}.cpp -o testbench
+$(PROGRAM): $(OBJECTS)
+\t$(CXX) $(FLAGS) $(OBJECTS) -o $@
 
-clean:
-\trm -f testbench
+$(BUILD)/%.o: %.cpp $(wildcard *.h *.cpp layers/*.h layers/*.cpp)
+\t@mkdir -p $(@D)
+\t$(CXX) $(FLAGS) -c $< -o $@
 
-.PHONY: clean
+check: $(PROGRAM)
+\t./$(PROGRAM) golden/inputs.i64 golden/outputs.i64 {count} check
+
+# The types shift negative numbers to the left, which g++ defines and C++ does from C++20 on.
+sanitize:
+\t$(MAKE) check BUILD=sanitize-build PROGRAM=testbench-sanitize OPTIMISE=-O0 \\
+\t    CHECKS="-fsanitize=address,undefined -fno-sanitize=shift-base -fno-sanitize-recover=all"
+
+tidy:
+\trm -rf build sanitize-build
+
+clean: tidy
+\trm -f testbench testbench-sanitize
+
+.PHONY: check sanitize tidy clean
 """
 
 
-def _tcl(design: Design, part: str, clock_ns: float) -> str:
+def _tcl(design: Design, part: str, clock_ns: float, count: int) -> str:
+    layers = [f"layers/{layer.kernel.name}.cpp" for layer in design.kernels()]
+    sources = " ".join([f"{design.name}.cpp", *layers])
+    golden = f"[pwd]/golden/inputs.i64 [pwd]/golden/outputs.i64 {count} check"
     return f"""\
 # vitis_hls -f vitis_hls.tcl
 open_project -reset {design.name}_prj
 set_top {design.name}
-add_files {design.name}.cpp -cflags "-std=c++14"
+add_files "{sources}" -cflags "-std=c++14"
 add_files -tb testbench.cpp -cflags "-std=c++14"
 open_solution -reset solution1
 set_part {{{part}}}
 create_clock -period {clock_ns:g}
+csim_design -argv "{golden}"
 csynth_design
+# cosim_design -argv "{golden}"
 exit
 """
 

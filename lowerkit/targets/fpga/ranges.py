@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.errors import UnsupportedError
+from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.graph.fusions.algebra import constant
 from lowerkit.passes import registry
 from lowerkit.passes.base import REPLACES
 from lowerkit.reference import Reference
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.clipping import Histogram, clipped
+from lowerkit.targets.fpga.formats import Fixed, Format
+from lowerkit.targets.fpga.formats import parse as parse_format
 from lowerkit.targets.fpga.stages import with_stages
 
 #: Room above the calibrated extremes; beyond it codes saturate.
@@ -35,6 +37,7 @@ class Observed:
     masked: bool = False
     squares: float = 0.0
     count: int = 0
+    histogram: Histogram = field(default_factory=Histogram)
 
     def add(self, numbers: np.ndarray) -> None:
         """Take in the numbers of a sample; what is not finite is left out, but for masks' -inf."""
@@ -45,6 +48,7 @@ class Observed:
             self.low, self.high = min(self.low, float(kept.min())), max(self.high, float(kept.max()))
             self.squares += float(np.square(kept).sum())
             self.count += kept.size
+            self.histogram.add(kept)
 
     @property
     def rms(self) -> float:
@@ -72,17 +76,23 @@ def observed(model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]]) -> di
 
 
 def formats_for(
-    model: ir.Model, ranges: Mapping[str, Observed], width: int, noise: float | None = None
+    model: ir.Model,
+    ranges: Mapping[str, Observed],
+    width: int,
+    noise: float | None = None,
+    clip: str = "range",
 ) -> dict[str, str]:
     """A format for each value, as text.
 
     It holds the range times `MARGIN`, 0 included, with the most fraction bits, in `width` bits. With `noise`, it has
     the fewest bits, up to `width`, whose rounding error is at most `noise` times the value's root mean square:
     a step's is step / sqrt(12) (Widrow and Kollar, Quantization Noise, 2008, section 4). Weights of a softmax, from 0
-    to 1, have all bits behind the point, and whole numbers none.
+    to 1, have all bits behind the point, and whole numbers none. With `clip` of "error", formats may be narrower than
+    the range where their mean square error is less; see `clipping`.
     """
     weights = {output.name for node in model.graph if _is_softmax(node) for output in node.outputs}
     whole = _whole(model)
+    depths = _depths(model, ranges)
     found = {}
     for name, seen in ranges.items():
         if name in whole:
@@ -93,8 +103,11 @@ def formats_for(
         else:
             low, high = seen.low * MARGIN, max(seen.high * MARGIN, 2.0**-40)
             if seen.masked:
-                low -= BELOW
-            found[name] = str(_within(low, high, seen.rms, width, noise))
+                low -= max(BELOW, depths.get(name, 0.0))
+            chosen = _within(low, high, seen.rms, width, noise)
+            if clip == "error" and not seen.masked:
+                chosen = clipped(chosen, seen.histogram)
+            found[name] = str(chosen)
     return found
 
 
@@ -106,6 +119,19 @@ def _within(low: float, high: float, rms: float, width: int, noise: float | None
             if chosen.step / math.sqrt(12) <= noise * rms:
                 return chosen
     return Fixed.holding(low, high, width)
+
+
+def _depths(model: ir.Model, ranges: Mapping[str, Observed]) -> dict[str, float]:
+    """How far below 0 masks have to reach: added to the greatest logit, they have to be below the least."""
+    found = {}
+    for node in model.graph:
+        names = [value.name or "" for value in node.inputs if value is not None]
+        if node.op_type != "Add" or not all(name in ranges for name in names):
+            continue
+        for mask, logits in (names, names[::-1]):
+            if ranges[mask].masked and not ranges[logits].masked:
+                found[mask] = (ranges[logits].high - ranges[logits].low) * MARGIN + BELOW
+    return found
 
 
 def _is_softmax(node: ir.Node) -> bool:
@@ -124,12 +150,26 @@ def _whole(model: ir.Model) -> dict[str, int]:
     return found
 
 
-def parsed(formats: Mapping[str, str]) -> dict[str, Fixed]:
+def check_given(formats: Mapping[str, Format], ranges: Mapping[str, Observed]) -> None:
+    """Raises PlanError for a format that does not hold its value's calibrated range, or has no value."""
+    for name, form in formats.items():
+        if name not in ranges:
+            raise PlanError(f"option formats speaks of value '{name}', which the lowered graph has not")
+        seen = ranges[name]
+        if seen.low < form.low - form.step or seen.high > form.high + form.step:
+            raise PlanError(
+                f"{form} holds {form.low:g} to {form.high:g}, and value '{name}' takes {seen.low:g} to "
+                f"{seen.high:g} on the calibration data",
+                hint="give it more integer bits, or let it saturate with overflow = 'saturate'",
+            )
+
+
+def parsed(formats: Mapping[str, str]) -> dict[str, Format]:
     """Formats from a plan. Raises UnsupportedError that names the value."""
-    found = {}
+    found: dict[str, Format] = {}
     for name, text in formats.items():
         try:
-            found[name] = Fixed.parse(str(text))
+            found[name] = parse_format(str(text))
         except ValueError as error:
             raise UnsupportedError(f"format of value '{name}': {error}") from None
     return found

@@ -13,6 +13,11 @@ def stage(node: ir.Node, what: str) -> str:
     return f"{node.outputs[0].name}/{what}"
 
 
+def stages_of(node: ir.Node) -> list[str]:
+    """The names of a node's stages; none for an operator that is not composite."""
+    return [stage(node, what) for what in STAGES] if node.op_type == "MixtureOfExperts" else []
+
+
 def with_stages(model: ir.Model) -> ir.Model:
     """The model with every composite operator's stages computed beside it; itself where it has none.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +12,22 @@ import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import PlanError
-from lowerkit.targets.base import Runner, Target
-from lowerkit.targets.fpga import csim, project, ranges
+from lowerkit.targets.base import CostTable, Runner, Target
+from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
 from lowerkit.targets.fpga.converters import CONVERTERS
+from lowerkit.targets.fpga.cost import Cost, cost, cost_table
+from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
-from lowerkit.targets.fpga.lowering import Context, design_of
+from lowerkit.targets.fpga.formats import Format
+from lowerkit.targets.fpga.graph_formats import stated
+from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
+from lowerkit.targets.fpga.narrow_weights import coding
+from lowerkit.targets.fpga.proven import prove
 from lowerkit.targets.fpga.units import with_units
 
+#: What becomes of numbers beyond a format: `calibrated` formats hold what calibration saw, and saturate beyond;
+#: with `saturate`, formats that are given may hold less; `never` proves that no number passes its format.
+OVERFLOW = ("calibrated", "saturate", "never")
 PROJECT, DESCRIPTION = "hls", "fpga.json"
 
 
@@ -31,17 +41,23 @@ class FpgaTarget(Target):
     native = frozenset({"FixedSoftmax", "MixtureOfExperts", "TableGelu"})
     #: The lowered graph is in float32; what fixed point costs is for the report, not for a refusal.
     tolerance = 1.0
+    exact_probe = True
     options: ClassVar[Mapping[str, Any]] = {
         "width": 16,
         "weight_width": 16,
         "clock_ns": 5,
-        "part": "xczu9eg-ffvb1156-2-e",
+        "part": "",
+        "device": "",
+        "interface": "memory",
         "noise": 0.0,
+        "overflow": "calibrated",
+        "clip": "range",
         "formats": {},
         "multipliers": 64,
         "reuse": {},
         "parallel": {},
         "shared_linear": False,
+        "weights": {},
     }
 
     def blocker(self, node: ir.Node) -> str | None:
@@ -49,24 +65,66 @@ class FpgaTarget(Target):
         return None if node.op_type in CONVERTERS else f"there is no kernel for {node.op_type}"
 
     def complete(
-        self, model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
     ) -> dict[str, Any]:
-        """The options, with a format for every value that has none, from its range on the samples."""
+        """The options, with a format for every value that has none, from its range on the samples.
+
+        Raises PlanError for a given format that does not hold its value's calibrated range, unless it may saturate.
+        """
         merged = _checked(options)
-        seen = ranges.observed(model, samples)
-        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None)
-        return {**merged, "formats": {**chosen, **merged["formats"]}}
+        seen, given = ranges.observed(model, samples), merged["formats"]
+        if not synthetic and merged["overflow"] != "saturate":
+            ranges.check_given(ranges.parsed(given), seen)
+        chosen = ranges.formats_for(model, seen, merged["width"], merged["noise"] or None, merged["clip"])
+        own = {name: str(form) for name, form in stated(model).items()}
+        completed = {**merged, "formats": {**chosen, **given, **own}}
+        if merged["overflow"] == "never":
+            proven = self.design(model, completed, partial(prove, given=frozenset({**given, **own})))
+            completed["formats"] |= {n: str(p.format) for n, p in proven.values.items() if n in chosen}
+        return completed
+
+    def design(self, model: ir.Model, options: Mapping[str, Any], choose: Chooser | None = None) -> Design:
+        """The design of a lowered graph, whose values all have formats among the options.
+
+        While formats are still chosen, layers do not share units.
+        """
+        merged = _checked(options)
+        context = Context(
+            _formats(model, merged),
+            merged["weight_width"],
+            reuse=merged["reuse"],
+            weights=_weights(model, merged),
+            multipliers=merged["multipliers"],
+            parallel=merged["parallel"],
+        )
+        found = design_of(model, context, CONVERTERS, choose)
+        shared = merged["shared_linear"] and choose is None
+        return with_units(found, context.jobs, merged["multipliers"]) if shared else found
 
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Write the project to `hls/` and build its C-simulation."""
         merged = _checked(options)
-        design = _design(model, merged)
+        design = self.design(model, merged)
+        chosen = devices.device(merged["device"]) if merged["device"] else None
+        net = network(design)
+        spent = cost(net, chosen)
+        if chosen is not None:
+            spent.check()
         project.write_project(
-            design, directory / PROJECT, part=merged["part"], clock_ns=float(merged["clock_ns"])
+            design,
+            directory / PROJECT,
+            part=merged["part"] or (chosen or devices.DEFAULT).part,
+            clock_ns=float(merged["clock_ns"]),
+            interface=merged["interface"],
+            net=net,
         )
-        (directory / DESCRIPTION).write_text(
-            json.dumps(_description(design), indent=2) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(_description(design, spent), indent=2) + "\n"
+        (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         csim.build(directory / PROJECT)
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
@@ -75,9 +133,13 @@ class FpgaTarget(Target):
             directory / PROJECT, json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
         )
 
+    def cost(self, directory: Path) -> CostTable:
+        """Analytic: counted from the emitted loops."""
+        return cost_table(json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))["cost"])
+
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """A runner of the integer model, which the C-simulation equals, that returns the values in `taps` too."""
-        design = _design(model, _checked(options))
+        design = self.design(model, options)
         names = [p.value for p in design.outputs]
         names += [tap for tap in dict.fromkeys(taps) if tap in design.values and tap not in names]
 
@@ -87,16 +149,25 @@ class FpgaTarget(Target):
         return run
 
 
-def _design(model: ir.Model, options: Mapping[str, Any]) -> Design:
-    context = Context(
-        ranges.parsed(options["formats"]),
-        options["weight_width"],
-        options["reuse"],
-        options["multipliers"],
-        options["parallel"],
-    )
-    design = design_of(model, context, CONVERTERS)
-    return with_units(design, context.jobs, options["multipliers"]) if options["shared_linear"] else design
+def _formats(model: ir.Model, options: Mapping[str, Any]) -> dict[str, Format]:
+    """Those of the plan, and those that a quantised graph states itself."""
+    given, own = ranges.parsed(options["formats"]), stated(model)
+    for name, form in own.items():
+        if given.get(name, form) != form:
+            hint = "take it out of the plan, or quantise the model otherwise"
+            raise PlanError(f"option formats: the graph itself quantises value '{name}' to {form}", hint=hint)
+    return {**given, **own}
+
+
+def _weights(model: ir.Model, options: Mapping[str, Any]) -> Mapping[str, str]:
+    """By node, how its weights are coded. Raises PlanError for a node that has none."""
+    products = [node.name or "" for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+    for name in sorted(options["weights"]):
+        if name not in products:
+            hint = f"nodes that may: {', '.join(products)}" if products else None
+            raise PlanError(f"option weights: node '{name}' is not there or has no weights", hint=hint)
+    found: Mapping[str, str] = options["weights"]
+    return found
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,9 +180,14 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 32:
             raise PlanError(f"option {key} must be a number of bits from 4 to 32, not {value!r}")
+    interfaces.interface(merged["interface"])
+    if merged["device"]:
+        devices.device(str(merged["device"]))
     noise, most = merged["noise"], merged["multipliers"]
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < 1:
         raise PlanError(f"option noise must be a number from 0 (no budget) to 1, not {noise!r}")
+    if merged["overflow"] not in OVERFLOW:
+        raise PlanError(f"option overflow must be one of {', '.join(OVERFLOW)}, not {merged['overflow']!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
     if not isinstance(merged["shared_linear"], bool):
@@ -119,10 +195,17 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     for node, rows in merged["parallel"].items():
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise PlanError(f"option parallel of node '{node}' must be a positive number, not {rows!r}")
+    if merged["clip"] not in ("range", "error"):
+        raise PlanError(f"option clip must be 'range' or 'error', not {merged['clip']!r}")
+    for node, kind in merged["weights"].items():
+        try:
+            coding(str(kind))
+        except ValueError as error:
+            raise PlanError(f"option weights, node '{node}': {error}") from None
     return merged
 
 
-def _description(design: Design) -> dict[str, Any]:
+def _description(design: Design, spent: Cost) -> dict[str, Any]:
     """What a runner and a reader need to know of the project."""
     return {
         "inputs": [_port(p) for p in design.inputs],
@@ -134,13 +217,10 @@ def _description(design: Design) -> dict[str, Any]:
                 "op": layer.op,
                 "reads": list(layer.reads),
                 "writes": list(layer.writes),
-                "multipliers": layer.schedule.multipliers,
-                "cycles": layer.schedule.cycles,
-                "constant_bits": project.constant_bits(layer),
             }
             for layer in design.layers
         ],
-        "note": "multipliers and cycles are analytic: read off the emitted loops, not measured on hardware",
+        "cost": spent.as_json(),
     }
 
 

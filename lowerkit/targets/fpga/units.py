@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.design import Design
-from lowerkit.targets.fpga.kernels.schedule import Schedule
-from lowerkit.targets.fpga.kernels.unit import Job, cycles_of, linear_unit
+from lowerkit.targets.fpga.kernels.unit import Job, linear_unit, schedule_of
 from lowerkit.targets.fpga.lang.expr import Range
 
 
@@ -40,8 +39,6 @@ def with_units(design: Design, jobs: Mapping[str, Job], lanes: int) -> Design:
         used = min(lanes, max(len(jobs[name].weights) for name in names))
         kernel, schedule = linear_unit(f"linear_unit{number}", [jobs[name] for name in names], used)
         for place, name in enumerate(names):
-            job, multipliers = jobs[name], schedule.multipliers if place == 0 else 0
-            cycles = cycles_of(job, used)
-            own = Schedule(multipliers, cycles, -(-cycles // job.rows))
+            own = schedule_of(jobs[name], used, schedule.multipliers if place == 0 else 0)
             layers[name] = replace(layers[name], kernel=kernel, schedule=own, job=place)
     return replace(design, layers=tuple(layers.values()))

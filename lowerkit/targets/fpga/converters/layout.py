@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
-from lowerkit.graph.fusions.algebra import constant
+from lowerkit.targets.fpga.constants import known
 from lowerkit.targets.fpga.kernels import layout
 from lowerkit.targets.fpga.lowering import Context, Converter, numbers
 
@@ -33,10 +32,10 @@ def _transpose(context: Context, node: ir.Node) -> None:
 
 def _gather(context: Context, node: ir.Node) -> None:
     """Rows of a constant table by ids, or one place along an axis of an activation."""
-    table, index = constant(node.inputs[0]), constant(node.inputs[1])
+    table, index = known(node.inputs[0]), known(node.inputs[1])
     if table is not None and table.ndim == 2 and node.attributes.get_int("axis", 0) in (0, -2):
         ids, y = context.port(node.inputs[1]), context.port(node.outputs[0])
-        codes = y.format.quantise(table.astype(np.float64))
+        codes = y.format.quantise(table)
         made = layout.embedding(context.name(node), ids.shape, codes, ids.format.range, y.format)
         context.add(node, made, [node.inputs[1]], node.outputs[0])
         return
@@ -90,7 +89,7 @@ def _split(context: Context, node: ir.Node) -> None:
 def _concat(context: Context, node: ir.Node) -> None:
     """Of activations, and of constants as codes of the result's format."""
     y = context.port(node.outputs[0])
-    fixed = [constant(v) for v in node.inputs]
+    fixed = [known(v) for v in node.inputs]
     data = [v for v, array in zip(node.inputs, fixed, strict=True) if array is None]
     if not data:
         raise UnsupportedError("no kernel for joining constants alone", node=describe_node(node))

@@ -27,6 +27,7 @@ _GELU = next(each for each in ACTIVATIONS if each.op == "Gelu")
 def _experts(context: Context, node: ir.Node) -> None:
     """Of one sample: a leading batch of 1."""
     x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
+    taken, given = x.fixed, y.fixed
     if x.shape[0] != 1:
         raise UnsupportedError(f"no kernel for experts of {x.shape}", node=describe_node(node))
     tokens, width = x.shape[1:]
@@ -38,8 +39,10 @@ def _experts(context: Context, node: ir.Node) -> None:
             node=describe_node(node),
             hint="calibrate, or name it among the target's formats",
         )
-    logits, hidden, active, out = (context.formats[stage(node, what)] for what in STAGES)
-    share = context.formats.get(stage(node, "share"), Fixed(min(x.format.width, 16), 0, signed=False))
+    logits, hidden, active, out = (_fixed(context, stage(node, what)) for what in STAGES)
+    share = Fixed(min(taken.width, 16), 0, signed=False)
+    if stage(node, "share") in context.formats:
+        share = _fixed(context, stage(node, "share"))
     places = {
         "expert": ((tokens, count), _whole(size - 1)),
         "token": ((size, tokens), _whole(tokens - 1)),
@@ -63,9 +66,9 @@ def _experts(context: Context, node: ir.Node) -> None:
         return f"{context.name(node)}_{what}"
 
     formats = column_formats(gate, context.weight_width)
-    bias = _whole_bias(gate_bias, x.format, formats) if gate_bias.any() else None
+    bias = _whole_bias(gate_bias, taken, formats) if gate_bias.any() else None
     made = linear(
-        name("gate"), (tokens,), _codes(gate, formats), x.format, formats, logits,
+        name("gate"), (tokens,), _codes(gate, formats), taken, formats, logits,
         bias=bias, reuse=context.reuse_of(node, gate.size),
     )  # fmt: skip
     add(made, [x.value], [stage(node, "logits")])
@@ -75,15 +78,23 @@ def _experts(context: Context, node: ir.Node) -> None:
     queued = [stage(node, what) for what in ("token", "rank", "length")]
     add(moe.queues(name("queues"), tokens, size, count), [stage(node, "expert")], queued)
     made = moe.experts(
-        name("experts"), tokens, count, _products(context, w1, b1, x.format), _products(context, w2, b2, active),
-        moe.Formats(x.format, hidden, active, out), _GELU,
+        name("experts"), tokens, count, _products(context, w1, b1, taken), _products(context, w2, b2, active),
+        moe.Formats(taken, hidden, active, out), _GELU,
         variant=int(node.attributes.get_string("approximate", "none") == "tanh"),
         reuse=(context.reuse_of(node, w1[0].size),) * 2,
         port=math.gcd(PORT, math.gcd(width, w1.shape[2])),
     )  # fmt: skip
     add(made, [x.value, *queued], [stage(node, "out")])
-    made = moe.combine(name("sum"), tokens, count, width, out, share, y.format)
+    made = moe.combine(name("sum"), tokens, count, width, out, share, given)
     add(made, [stage(node, "out"), stage(node, "share")], [y.value])
+
+
+def _fixed(context: Context, name: str) -> Fixed:
+    """The format of a stage. Raises ValueError for one that is affine."""
+    found = context.formats[name]
+    if not isinstance(found, Fixed):
+        raise ValueError(f"there is no kernel of this kind for '{name}', {found}")
+    return found
 
 
 def _whole(most: int) -> Fixed:

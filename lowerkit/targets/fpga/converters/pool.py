@@ -17,7 +17,7 @@ from lowerkit.targets.fpga.lowering import Context, Converter, numbers, pads, pa
 def _pool(context: Context, node: ir.Node) -> None:
     """Of one image: a leading batch of 1."""
     x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
-    if len(x.shape) != 4 or x.shape[0] != 1 or node.attributes.get_int("ceil_mode", 0):
+    if len(x.shape) != 4 or x.shape[0] != 1 or node.attributes.get_int("ceil_mode", 0) != 0:
         raise UnsupportedError(f"no kernel for this pooling of {x.shape}", node=describe_node(node))
     if any(output.uses() for output in node.outputs[1:]):
         raise UnsupportedError("no kernel for the places of maxima", node=describe_node(node))

@@ -21,7 +21,9 @@ from lowerkit.passes.softmax.power import Power
 from lowerkit.passes.softmax.quantised import Quantised
 from lowerkit.passes.softmax.shift import Shift
 from lowerkit.targets.fpga.design import Port
+from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels import softmax as kernels
+from lowerkit.targets.fpga.kernels import softmax_affine
 from lowerkit.targets.fpga.kernels.schedule import built
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.lowering import Context, Converter, alone, replaced
@@ -30,29 +32,29 @@ Make = Callable[[int, int, Port, Port, Any, str], Kernel]
 
 
 def _fixed(rows: int, columns: int, x: Port, y: Port, method: FixedMethod | None, name: str) -> Kernel:
-    chosen = None if method is None else replace(method, output_bits=y.format.fraction)
-    return kernels.fixed(rows, columns, x.format, y.format, chosen, name=name)
+    chosen = None if method is None else replace(method, output_bits=y.fixed.fraction)
+    return kernels.fixed(rows, columns, x.fixed, y.fixed, chosen, name=name)
 
 
 def _shift(rows: int, columns: int, x: Port, y: Port, method: Shift, name: str) -> Kernel:
-    chosen = replace(method, output_bits=y.format.fraction)
-    return kernels.shift(rows, columns, x.format, y.format, chosen, name=name)
+    chosen = replace(method, output_bits=y.fixed.fraction)
+    return kernels.shift(rows, columns, x.fixed, y.fixed, chosen, name=name)
 
 
 def _quantised(rows: int, columns: int, x: Port, y: Port, method: Quantised, name: str) -> Kernel:
-    return kernels.quantised(rows, columns, x.format, method, target=y.format, name=name)
+    return kernels.quantised(rows, columns, x.fixed, method, target=y.fixed, name=name)
 
 
 def _log(rows: int, columns: int, x: Port, y: Port, method: LogQuantised, name: str) -> Kernel:
-    return kernels.log_quantised(rows, columns, x.format, method, target=y.format, name=name)
+    return kernels.log_quantised(rows, columns, x.fixed, method, target=y.fixed, name=name)
 
 
 def _binary(rows: int, columns: int, x: Port, y: Port, method: Binary, name: str) -> Kernel:
-    return kernels.binary(rows, columns, x.format, method, target=y.format, name=name)
+    return kernels.binary(rows, columns, x.fixed, method, target=y.fixed, name=name)
 
 
 def _power(rows: int, columns: int, x: Port, y: Port, method: Power, name: str) -> Kernel:
-    return kernels.power(rows, columns, x.format, y.format, method, name=name)
+    return kernels.power(rows, columns, x.fixed, y.fixed, method, name=name)
 
 
 _KERNELS: Mapping[type, Make] = {
@@ -66,12 +68,23 @@ _KERNELS: Mapping[type, Make] = {
 
 
 def _softmax(context: Context, node: ir.Node) -> None:
-    """By the method's own integers; by those of `fixed`, sized for the formats, where the plan keeps a Softmax."""
+    """By the method's own integers; by those of `fixed`, sized for the formats, where the plan keeps a Softmax.
+
+    Between affine formats, `fixed` and a Softmax that is kept are tables of all codes.
+    """
     x = context.port(node.inputs[0])
     axis = node.attributes.get_int("axis", replaced(node).get("axis", -1))
     if axis not in (-1, len(x.shape) - 1):
         raise UnsupportedError(f"no kernel for a softmax over axis {axis}", node=describe_node(node))
-    method = registry.method_of(node)
+    method, y = registry.method_of(node), context.port(node.outputs[0])
+    if method is None and node.op_type not in ("Softmax", "FixedSoftmax"):
+        raise UnsupportedError("the node does not say which method's it is", node=describe_node(node))
+    plain = method is None or isinstance(method, FixedMethod)
+    if plain and not (isinstance(x.format, Fixed) and isinstance(y.format, Fixed)):
+        rows = math.prod(x.shape[:-1])
+        made = softmax_affine.softmax(context.name(node), rows, x.shape[-1], x.format, y.format)
+        context.add(node, made, [node.inputs[0]], node.outputs[0])
+        return
     make = _fixed if method is None else _KERNELS[type(method)]
     _rows(context, node, node.inputs[0], node.outputs[0], make, method)
 

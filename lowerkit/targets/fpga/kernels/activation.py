@@ -19,7 +19,7 @@ import numpy as np
 
 from lowerkit.passes.activation.base import Activation
 from lowerkit.passes.activation.forms import Mantissas, Odd, PowersOfE
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.lookup import FLOAT64, LARGEST_INDEX
 from lowerkit.targets.fpga.kernels.reductions import REDUCTIONS, Reduced, Settings
 from lowerkit.targets.fpga.lang.expr import Array, Expr, Slice, clamp
@@ -105,7 +105,7 @@ def activation(
 
 
 def full_table(
-    name: str, of: Activation, shape: Sequence[int], source: Fixed, target: Fixed, *, variant: int = 0
+    name: str, of: Activation, shape: Sequence[int], source: Format, target: Format, *, variant: int = 0
 ) -> Approximated:
     """The function by a table of every input code: exact to half an output step.
 
@@ -113,9 +113,11 @@ def full_table(
     """
     if source.width > LARGEST_INDEX:
         raise ValueError(f"a table of every code of {source} has more than {1 << LARGEST_INDEX} words")
+    # As QuantizeLinear rounds.
+    rounding = "half-up" if isinstance(target, Fixed) else "half-even"
     code = np.arange(1 << source.width)
     x = source.dequantise(np.where(code > source.range.high, code - (1 << source.width), code))
-    words = Array.constant(f"{name}_words", target.quantise(exact(of, x, variant), "half-up"))
+    words = Array.constant(f"{name}_words", target.quantise(exact(of, x, variant), rounding))
 
     def body(k: Builder, x: Expr) -> Expr:
         return k.constant(words)[Slice(x, 0, source.width)]
@@ -160,8 +162,8 @@ def _elementwise(
     name: str,
     comment: str,
     shape: Sequence[int],
-    source: Fixed,
-    target: Fixed,
+    source: Format,
+    target: Format,
     body: Callable[[Builder, Expr], Expr],
 ) -> Kernel:
     k = Builder(name, comment)

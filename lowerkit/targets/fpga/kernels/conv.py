@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Format
 from lowerkit.targets.fpga.kernels.contract import Axis, Index, constant_sums, contract
 from lowerkit.targets.fpga.kernels.linear import Scaling
 from lowerkit.targets.fpga.kernels.schedule import Built, built, split
+from lowerkit.targets.fpga.kernels.weights import Weights
 from lowerkit.targets.fpga.kernels.window import Window, read
-from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Var
+from lowerkit.targets.fpga.lang.expr import Expr, Operand, Var
 from lowerkit.targets.fpga.lang.program import Builder
 
 
@@ -19,15 +20,16 @@ def conv2d(
     name: str,
     image: tuple[int, int],
     weights: np.ndarray,
-    x: Fixed,
-    weight: Fixed | Sequence[Fixed],
-    y: Fixed,
+    x: Format,
+    weight: Format | Sequence[Format],
+    y: Format,
     *,
     stride: tuple[int, int] = (1, 1),
     pads: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     bias: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
     rounding: str = "half-even",
     reuse: int = 1,
 ) -> Built:
@@ -40,6 +42,7 @@ def conv2d(
         pads: ((top, bottom), (left, right)).
         groups: as many as channels is a depthwise convolution.
         bias: whole numbers [out channels] of x.fraction + weight.fraction bits.
+        offset: as for `linear`.
         reuse: how often each multiplier is used for a pixel; there are weights.size / reuse of them.
     """
     outputs, shared, high, wide = weights.shape
@@ -53,8 +56,8 @@ def conv2d(
     )
     source = k.input("x", (shared * groups, *image), x.range)
     target = k.output("y", (outputs, *out), y.range)
-    w = k.constant(Array.constant(f"{name}_w", weights))
-    scaling = Scaling(k, outputs, x, weight, weights, y, bias, rounding)
+    scaling = Scaling(k, outputs, x, weight, weights, y, bias, offset, rounding)
+    w = Weights(k, weights, signs=scaling.exact is not None)
     steps = split(reuse, (groups, each, shared, high, wide))
 
     def channel(column: Index) -> Operand:
@@ -63,7 +66,7 @@ def conv2d(
     def term(position: Index, element: Index, column: Index) -> Expr:
         lead = _joined(column[0], shared, element[0])
         rows, columns = (window.at(axis, position[axis], element[axis + 1]) for axis in (0, 1))
-        return read(source, (lead,), rows, columns, 0) * w[(channel(column), *element)]
+        return w.times(read(source, (lead,), rows, columns, x.zero), (channel(column), *element))
 
     def finish(position: Index, column: Index, total: Var) -> None:
         k.store(target, (channel(column), *position), scaling.finish(channel(column), total))

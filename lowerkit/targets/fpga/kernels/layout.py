@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Format
 from lowerkit.targets.fpga.kernels.divide import Division
 from lowerkit.targets.fpga.kernels.lanes import elements
-from lowerkit.targets.fpga.kernels.narrow import narrow
+from lowerkit.targets.fpga.kernels.requantise import converted
 from lowerkit.targets.fpga.kernels.schedule import Built, built
 from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Range, clamp
 from lowerkit.targets.fpga.lang.program import Builder
@@ -19,7 +19,7 @@ from lowerkit.targets.fpga.lang.program import Builder
 Shape = Sequence[int]
 
 
-def transpose(name: str, shape: Shape, order: Sequence[int], x: Fixed, *, lanes: int = 1) -> Built:
+def transpose(name: str, shape: Shape, order: Sequence[int], x: Format, *, lanes: int = 1) -> Built:
     """y with x's axes in the given order, as numpy's transpose."""
     if sorted(order) != list(range(len(shape))):
         raise ValueError(f"{name}: {list(order)} is no order of {len(shape)} axes")
@@ -32,7 +32,7 @@ def transpose(name: str, shape: Shape, order: Sequence[int], x: Fixed, *, lanes:
     return built(k.finish())
 
 
-def reshape(name: str, shape: Shape, out: Shape, x: Fixed) -> Built:
+def reshape(name: str, shape: Shape, out: Shape, x: Format) -> Built:
     """y with x's elements, in order, in another shape; an element each cycle.
 
     Axes that split or merge become loops over the parts that both shapes have. Other shapes, 4 x 6 and 6 x 4 for
@@ -58,7 +58,7 @@ def reshape(name: str, shape: Shape, out: Shape, x: Fixed) -> Built:
 
 
 def embedding(
-    name: str, ids: Sequence[int], table: np.ndarray, x: Range, y: Fixed, *, lanes: int = 1
+    name: str, ids: Sequence[int], table: np.ndarray, x: Range, y: Format, *, lanes: int = 1
 ) -> Built:
     """y[i] = table[x[i]], the table of codes [rows, width]; x [*ids] are row numbers, y is [*ids, width].
 
@@ -74,7 +74,7 @@ def embedding(
 
 
 def slices(
-    name: str, shape: Shape, starts: Sequence[int], counts: Sequence[int], steps: Sequence[int], x: Fixed,
+    name: str, shape: Shape, starts: Sequence[int], counts: Sequence[int], steps: Sequence[int], x: Format,
     *, lanes: int = 1,
 ) -> Built:  # fmt: skip
     """y[i, ...] = x[start + i step, ...]: `counts` elements along each axis; steps may be negative."""
@@ -87,7 +87,7 @@ def slices(
 
 
 def concat(
-    name: str, parts: Sequence[Shape | np.ndarray], axis: int, formats: Sequence[Fixed], y: Fixed,
+    name: str, parts: Sequence[Shape | np.ndarray], axis: int, formats: Sequence[Format], y: Format,
     *, rounding: str = "half-even", lanes: int = 1,
 ) -> Built:  # fmt: skip
     """Inputs x0, x1, ... one after the other along an axis, each brought from its format to y's.
@@ -112,10 +112,11 @@ def concat(
             raise ValueError(
                 f"{name}: {list(source.shape)} does not join {list(shapes[0])} along axis {axis}"
             )
+        convert = converted(k, found, y, rounding, f"y{n}")
         with elements(k, source.shape, lanes, prefix=f"i{n}_") as index:
             place = [i + start if a == axis and start else i for a, i in enumerate(index)]
             value = k.let(f"value{n}", source[index])
-            k.store(target, tuple(place), narrow(value, found.fraction, y, rounding))
+            k.store(target, tuple(place), convert(value))
         start += source.shape[axis]
     return built(k.finish())
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.contract import Axis, Index, constant_sums, contract, product_sums
 from lowerkit.targets.fpga.kernels.narrow import narrow
+from lowerkit.targets.fpga.kernels.requantise import Line, Requantise
 from lowerkit.targets.fpga.kernels.schedule import Built, built, split
+from lowerkit.targets.fpga.kernels.weights import Weights
 from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Range, Var
 from lowerkit.targets.fpga.lang.program import Builder
 
@@ -19,11 +22,12 @@ def linear(
     name: str,
     rows: Sequence[int],
     weights: np.ndarray,
-    x: Fixed,
-    weight: Fixed | Sequence[Fixed],
-    y: Fixed,
+    x: Format,
+    weight: Format | Sequence[Format],
+    y: Format,
     *,
     bias: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
     rounding: str = "half-even",
     reuse: int = 1,
     at_once: int = 1,
@@ -34,14 +38,17 @@ def linear(
         weights: codes [inner, columns].
         weight: their format, or one for each column.
         bias: whole numbers [columns] at the accumulator's precision: of x.fraction + weight.fraction bits.
+        offset: numbers [columns] added instead where a format is affine; the result is then exact, rounded half to
+            even. The code of 0 in weight formats is 0.
         reuse: how often each multiplier is used for a row; there are at_once * inner * columns / reuse of them.
         at_once: neighbouring rows that are computed together, and share the weights that are read.
     """
     inner, columns = weights.shape
-    k = Builder(name, f"y = x W{' + b' if bias is not None else ''}, {inner} to {columns}, {x} to {y}")
+    added = " + b" if bias is not None or offset is not None else ""
+    k = Builder(name, f"y = x W{added}, {inner} to {columns}, {x} to {y}")
     source, target = k.input("x", (*rows, inner), x.range), k.output("y", (*rows, columns), y.range)
-    w = k.constant(Array.constant(f"{name}_w", weights))
-    scaling = Scaling(k, columns, x, weight, weights.T, y, bias, rounding)
+    scaling = Scaling(k, columns, x, weight, weights.T, y, bias, offset, rounding)
+    w = Weights(k, weights, signs=scaling.exact is not None)
     over_columns, over_inner = split(reuse, (columns, inner))
 
     def finish(position: Index, column: Index, total: Var) -> None:
@@ -54,7 +61,7 @@ def linear(
         [Axis("c", columns, over_columns)],
         sums=constant_sums(weights, x.range, bias),
         initial=lambda column: scaling.initial(column[0]),
-        term=lambda position, i, column: source[(*position, *i)] * w[(*i, *column)],
+        term=lambda position, i, column: w.times(source[(*position, *i)], (*i, *column)),
         finish=finish,
         at_once=min(at_once, rows[-1]) if rows else 1,
     )
@@ -65,9 +72,9 @@ def matmul(
     name: str,
     lead: Sequence[int],
     sizes: tuple[int, int, int],
-    a: Fixed,
-    b: Fixed,
-    y: Fixed,
+    a: Format,
+    b: Format,
+    y: Format,
     *,
     transposed: bool = False,
     rounding: str = "half-even",
@@ -88,20 +95,26 @@ def matmul(
     right = k.input("b", (*lead, n, inner) if transposed else (*lead, inner, n), b.range)
     target = k.output("y", (*lead, m, n), y.range)
     over_columns, over_inner = split(reuse, (n, inner))
+    sums = product_sums(inner, a.range.less(a.zero), b.range.less(b.zero))
+    exact = None
+    if not (isinstance(a, Fixed) and isinstance(b, Fixed) and isinstance(y, Fixed)):
+        exact = Requantise(k, "y", [Line(sums, a.scale * b.scale / y.scale)], y)
 
     def term(position: Index, i: Index, column: Index) -> Expr:
         place = (*column, *i) if transposed else (*i, *column)
-        return left[(*position, *i)] * right[(*position[:-1], *place)]
+        p, q = left[(*position, *i)], right[(*position[:-1], *place)]
+        return (p - a.zero if a.zero else p) * (q - b.zero if b.zero else q)
 
     def finish(position: Index, column: Index, total: Var) -> None:
-        k.store(target, (*position, *column), narrow(total, a.fraction + b.fraction, y, rounding))
+        found = exact.of(total) if exact else narrow(total, a.fraction + b.fraction, y, rounding)
+        k.store(target, (*position, *column), found)
 
     contract(
         k,
         [*(Axis(f"lead{i}", size) for i, size in enumerate(lead)), Axis("row", m)],
         [Axis("i", inner, over_inner)],
         [Axis("c", n, over_columns)],
-        sums=product_sums(inner, a.range, b.range),
+        sums=sums,
         initial=lambda column: 0,
         term=term,
         finish=finish,
@@ -114,17 +127,22 @@ class Scaling:
     """What a column's sum starts from and how it is brought to the output's format.
 
     Columns of different weight formats are shifted left to the finest one first, by a table, and then rounded alike.
+    With an affine format among them, all columns are requantised exactly instead, each with its own factor.
+
+    Attributes:
+        exact: what requantises; None for fixed point.
     """
 
     def __init__(
         self,
         k: Builder,
         columns: int,
-        x: Fixed,
-        weight: Fixed | Sequence[Fixed],
+        x: Format,
+        weight: Format | Sequence[Format],
         weights: np.ndarray,
-        y: Fixed,
+        y: Format,
         bias: np.ndarray | None,
+        offset: np.ndarray | None,
         rounding: str,
         prefix: str = "",
     ) -> None:
@@ -132,15 +150,23 @@ class Scaling:
 
         Raises ValueError for codes that the formats do not hold.
         """
-        formats = [weight] * columns if isinstance(weight, Fixed) else list(weight)
+        formats = list(weight) if isinstance(weight, Sequence) else [weight] * columns
         if len(formats) != columns:
             raise ValueError(f"{k.name}: {len(formats)} weight formats for {columns} columns")
         flat = weights.reshape(columns, -1)
         for found, low, high in zip(formats, flat.min(1), flat.max(1), strict=True):
             if low < found.range.low or high > found.range.high:
                 raise ValueError(f"{k.name}: weights from {low} to {high} are no codes of {found}")
-        if bias is not None and bias.shape != (columns,):
-            raise ValueError(f"{k.name}: a bias of shape {bias.shape} for {columns} columns")
+        for given in (bias, offset):
+            if given is not None and given.shape != (columns,):
+                raise ValueError(f"{k.name}: a bias of shape {given.shape} for {columns} columns")
+        self.exact: Requantise | None = None
+        self.shifts = self.bias = None
+        if not all(isinstance(found, Fixed) for found in (x, y, *formats)):
+            if bias is not None or rounding != "half-even":
+                raise ValueError(f"{k.name}: affine formats take offsets, and round half to even")
+            self.exact = Requantise(k, "y", _lines(x, formats, flat, y, offset), y)
+            return
         self.k, self.y, self.rounding, self.prefix = k, y, rounding, prefix
         finest = max(found.fraction for found in formats)
         self.fraction = x.fraction + finest
@@ -161,6 +187,24 @@ class Scaling:
 
     def finish(self, column: Operand, total: Var) -> Expr:
         """The output's code."""
+        if self.exact is not None:
+            return self.exact.of(total, column)
         if self.shifts is not None:
             total = self.k.let(f"{self.prefix}aligned", total << self.shifts[column], self.aligned)
         return narrow(total, self.fraction, self.y, self.rounding)
+
+
+def _lines(
+    x: Format, formats: Sequence[Format], weights: np.ndarray, y: Format, offset: np.ndarray | None
+) -> list[Line]:
+    """What each column's sums of codes stand for; sum of (x - zero) w is sum of x w less zero times the sum of w."""
+    lines = []
+    for i, (found, row) in enumerate(zip(formats, weights, strict=True)):
+        if found.zero:
+            raise ValueError(f"weights of the format {found}, whose code of 0 is not 0")
+        factor = x.scale * found.scale / y.scale
+        start = -factor * x.zero * int(row.sum())
+        if offset is not None:
+            start += Fraction(float(offset[i])) / y.scale
+        lines.append(Line(constant_sums(row[:, None], x.range), factor, start))
+    return lines

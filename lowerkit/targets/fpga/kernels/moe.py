@@ -172,22 +172,24 @@ def experts(
     first = _Layer(k, "up", up, formats.x, formats.hidden)
     second = _Layer(k, "down", down, formats.active, formats.out)
     settings = Settings(gelu, variant, formats.hidden, formats.active, SEGMENTS, True)
-    with k.loop("expert", size, serial=True, label="each_expert") as e, k.when(length[e] > 0):
-        for layer in (first, second):
-            layer.load(e, port)
-        with k.loop("slot", tokens) as slot, k.when(slot < length[e], most=tokens * count):
-            active = k.local("active", (hidden,), formats.active.range)
-            token = k.let("from", token_of[e, slot])
-            pair = k.let("pair", token * count + rank_of[e, slot])
+    with k.loop("expert", size, serial=True, label="each_expert") as e:
+        queue = k.let("queue", length[e])
+        with k.when(queue > 0):
+            for layer in (first, second):
+                layer.load(e, port)
+            with k.loop("slot", tokens) as slot, k.when(slot < queue, most=tokens * count):
+                active = k.local("active", (hidden,), formats.active.range)
+                token = k.let("from", token_of[e, slot])
+                pair = k.let("pair", token * count + rank_of[e, slot])
 
-            def activate(column: Index, code: Expr) -> None:
-                found = REDUCTIONS[type(gelu.form)](k, k.let("before", code), settings).value
-                k.store(active, column, clamp(found, formats.active.range.low, formats.active.range.high))
+                def activate(column: Index, code: Expr) -> None:
+                    found = REDUCTIONS[type(gelu.form)](k, k.let("before", code), settings).value
+                    k.store(active, column, clamp(found, formats.active.range.low, formats.active.range.high))
 
-            first.apply(e, lambda i: x[(token, *i)], activate, reuse[0])
-            second.apply(
-                e, lambda i: active[i], lambda column, code: k.store(out, (pair, *column), code), reuse[1]
-            )
+                first.apply(e, lambda i: x[(token, *i)], activate, reuse[0])
+                second.apply(
+                    e, lambda i: active[i], lambda column, code: k.store(out, (pair, *column), code), reuse[1]
+                )
     return built(k.finish(), tokens)
 
 
@@ -201,7 +203,16 @@ class _Layer:
         self.far = k.constant(Array.constant(f"{k.name}_{name}_w", products.weights))
         flat = products.weights.transpose(0, 2, 1).reshape(size * columns, inner)
         self.scaling = Scaling(
-            k, size * columns, x, products.formats, flat, y, products.bias.ravel(), "half-even", f"{name}_"
+            k,
+            size * columns,
+            x,
+            products.formats,
+            flat,
+            y,
+            products.bias.ravel(),
+            None,
+            "half-even",
+            f"{name}_",
         )
 
     def load(self, e: Var, port: int) -> None:

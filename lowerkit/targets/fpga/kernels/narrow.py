@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.formats import Format
 from lowerkit.targets.fpga.lang.expr import Expr, Operand, clamp, expr, round_shift
 
 
-def narrow(value: Operand, fraction: int, out: Fixed, rounding: str = "half-even") -> Expr:
-    """value / 2^fraction as a code of `out`; name the value with `let` first, as it is read more than once."""
+def narrow(value: Operand, fraction: int, out: Format, rounding: str = "half-even") -> Expr:
+    """value / 2^fraction as a code of `out`, of fixed point.
+
+    Name the value with `let` first, as it is read more than once.
+    """
     found, low, high = expr(value), out.range.low, out.range.high
     down = fraction - out.fraction
     if down > 0:

@@ -118,6 +118,7 @@ def normalise(
     parameters: int = 16,
     index_bits: int = 8,
     interpolate: bool = True,
+    guard: int = GUARD,
 ) -> Normalised:
     """LayerNorm, or RMSNorm, over the last axis.
 
@@ -126,10 +127,11 @@ def normalise(
         gamma, beta: [n], or None for ones and zeros; RMSNorm mostly has no beta.
         parameters: the width of their formats, whose fraction follows from their range.
         index_bits: the inverse square root has a table over [1, 4) of 2^index_bits words, half of them on [1, 2).
+        guard: bits of products behind those of the output.
 
     A row without any deviation gives beta. The relative error of the root is the table's, 2^-(ROOT_BITS + 1) of its
     mantissa's rounding, half of what its address drops, and epsilon's; gamma and beta are rounded to half a step;
-    products are rounded to 2^-(target.fraction + GUARD) and, at the end, to half an output step.
+    products are rounded to 2^-(target.fraction + guard) and, at the end, to half an output step.
     """
     if not 2 <= index_bits <= LARGEST_INDEX:
         raise ValueError(f"index_bits must be from 2 to {LARGEST_INDEX}, not {index_bits}")
@@ -148,7 +150,7 @@ def normalise(
 
     # What the product with gamma magnifies is rounded finer.
     size = float(np.abs(scale).max())
-    fraction = max(target.fraction + GUARD + max(math.ceil(math.log2(size)) if size else 0, 0), 0)
+    fraction = max(target.fraction + guard + max(math.ceil(math.log2(size)) if size else 0, 0), 0)
     k = Builder(name, f"{'RMS' if rms else 'Layer'}Norm over rows of {n}, {source} to {target}.")
     x, y = k.input("x", shape, source.range), k.output("y", shape, target.range)
     gammas = k.constant(Array.constant(f"{name}_gamma", scales.codes)) if gamma is not None else None

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from lowerkit.targets.fpga.formats import Fixed
-from lowerkit.targets.fpga.kernels.divide import Quotient
-from lowerkit.targets.fpga.kernels.narrow import narrow
+from lowerkit.targets.fpga.formats import Format
+from lowerkit.targets.fpga.kernels.mean import mean_of
+from lowerkit.targets.fpga.kernels.requantise import converted
 from lowerkit.targets.fpga.kernels.schedule import Built, built
 from lowerkit.targets.fpga.kernels.window import Window, read
 from lowerkit.targets.fpga.lang.expr import Array, Range, Var, maximum
@@ -21,8 +21,8 @@ def max_pool(
     channels: int,
     image: tuple[int, int],
     window: Window,
-    x: Fixed,
-    y: Fixed,
+    x: Format,
+    y: Format,
     rounding: str = "half-even",
 ) -> Built:
     """The greatest of each window; codes x [channels, height, width], y [channels, out height, out width].
@@ -33,12 +33,13 @@ def max_pool(
     k = Builder(name, f"Greatest of {window.kernel[0]} x {window.kernel[1]}, {x} to {y}")
     source = k.input("x", (channels, *image), x.range)
     target = k.output("y", (channels, *out), y.range)
+    convert = converted(k, x, y, rounding)
     with _pixels(k, channels, out) as place:
         best = k.register("best", x.range.low, x.range)
         with k.loop("i", window.kernel[0], serial=True) as i, k.loop("j", window.kernel[1], serial=True) as j:
             rows, columns = window.at(0, place[1], i), window.at(1, place[2], j)
             k.update(best, maximum(best, read(source, (place[0],), rows, columns, x.range.low)))
-        k.store(target, place, narrow(best, x.fraction, y, rounding))
+        k.store(target, place, convert(best))
     return built(k.finish())
 
 
@@ -47,8 +48,8 @@ def average_pool(
     channels: int,
     image: tuple[int, int],
     window: Window,
-    x: Fixed,
-    y: Fixed,
+    x: Format,
+    y: Format,
     *,
     count_pads: bool = False,
     rounding: str = "half-even",
@@ -64,7 +65,8 @@ def average_pool(
     k = Builder(name, f"Mean of {window.kernel[0]} x {window.kernel[1]}, {x} to {y}")
     source = k.input("x", (channels, *image), x.range)
     target = k.output("y", (channels, *out), y.range)
-    sums = Range(min(0, size * x.range.low), size * x.range.high)
+    each = x.range.less(x.zero)
+    sums = Range(min(0, size * each.low), size * each.high)
     counts, table = [size], None
     if not count_pads:
         high, wide = (
@@ -76,31 +78,33 @@ def average_pool(
         counts = sorted({int(n) for n in found.ravel()})
         if len(counts) > 1:
             table = k.constant(Array.constant(f"{name}_count", np.searchsorted(counts, found)))
-    quotient = Quotient(k, "mean", sums, counts, y.fraction - x.fraction, rounding, y.range)
+    quotient = mean_of(k, sums, counts, x, y, rounding)
     with _pixels(k, channels, out) as place:
         total = k.register("total", 0, sums)
         with k.loop("i", window.kernel[0], serial=True) as i, k.loop("j", window.kernel[1], serial=True) as j:
             rows, columns = window.at(0, place[1], i), window.at(1, place[2], j)
-            k.update(total, total + read(source, (place[0],), rows, columns, 0))
+            element = read(source, (place[0],), rows, columns, x.zero)
+            k.update(total, total + (element - x.zero if x.zero else element))
         mean = quotient.of(total, 0 if table is None else table[place[1], place[2]])
         k.store(target, place, mean)
     return built(k.finish())
 
 
 def global_average_pool(
-    name: str, channels: int, image: tuple[int, int], x: Fixed, y: Fixed, rounding: str = "half-even"
+    name: str, channels: int, image: tuple[int, int], x: Format, y: Format, rounding: str = "half-even"
 ) -> Built:
     """The mean of each channel; codes x [channels, height, width], y [channels]. An element is taken each cycle."""
     k = Builder(name, f"Mean of {image[0]} x {image[1]}, {x} to {y}")
     source = k.input("x", (channels, *image), x.range)
     target = k.output("y", (channels,), y.range)
     size = image[0] * image[1]
-    sums = Range(size * x.range.low, size * x.range.high)
-    quotient = Quotient(k, "mean", sums, [size], y.fraction - x.fraction, rounding, y.range)
+    each = x.range.less(x.zero)
+    sums = Range(size * each.low, size * each.high)
+    quotient = mean_of(k, sums, [size], x, y, rounding)
     with k.loop("c", channels) as c:
         total = k.register("total", 0, sums)
         with k.loop("i", image[0], serial=True) as i, k.loop("j", image[1], serial=True, pipeline=True) as j:
-            k.update(total, total + source[c, i, j])
+            k.update(total, total + (source[c, i, j] - x.zero if x.zero else source[c, i, j]))
         k.store(target, c, quotient.of(total))
     return built(k.finish(), channels)
 

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lowerkit.targets.fpga.lang.expr import Binary, BitLength, Const, Expr, Load, Select, Slice, Var
+from lowerkit.targets.fpga.lang.access import limited
+from lowerkit.targets.fpga.lang.expr import (
+    Binary,
+    BitLength,
+    Const,
+    Expr,
+    Load,
+    Range,
+    Select,
+    Slice,
+    Var,
+)
 from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update, When
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Analytic cost; the few cycles that fill a pipeline are not counted.
+    """Analytic cost; the few cycles that fill a pipeline are not counted. See `Count`.
 
     Attributes:
         multipliers: products computed at once, shifts not among them; loops do not share them.
         cycles: clock cycles for one sample.
         ii: clock cycles from one output position (a row, a pixel) to the next, rounded up.
+        fills: how often a pipeline is filled.
     """
 
     multipliers: int
     cycles: int
     ii: int
+    fills: int = 0
 
 
 Built = tuple[Kernel, Schedule]
@@ -30,8 +44,10 @@ Built = tuple[Kernel, Schedule]
 
 def built(kernel: Kernel, positions: int | None = None) -> Built:
     """A kernel with its schedule; `positions` are those of its output, as many as cycles if None."""
-    cycles, multipliers = _Reader(kernel).sequential(kernel.body, 1)
-    return kernel, Schedule(multipliers, cycles, -(-cycles // positions) if positions else 1)
+    found = count(kernel)
+    multipliers = sum(found.products.values())
+    ii = -(-found.cycles // positions) if positions else 1
+    return kernel, Schedule(multipliers, found.cycles, ii, found.fills)
 
 
 def least_reuse(products: int, multipliers: int) -> int:
@@ -63,37 +79,69 @@ def _split(reuse: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
     return None
 
 
+@dataclass(frozen=True)
+class Count:
+    """What a kernel's loops come to.
+
+    Attributes:
+        cycles: iterations of pipelined loops, and one for each straight piece of code outside of them each time it is
+            passed. An empty piece takes none. Behind guards it is the most that they let through.
+        fills: how often a pipelined loop is entered.
+        products: multipliers at work at once, by their operands' ranges.
+    """
+
+    cycles: int
+    fills: int
+    products: Mapping[tuple[Range, Range], int]
+
+
+def count(kernel: Kernel) -> Count:
+    """Of the whole kernel."""
+    reader = _Reader(kernel)
+    cycles, fills, products = reader.sequential(kernel.body)
+    return Count(cycles, fills, products)
+
+
 class _Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.counters = set(_counters(kernel.body))
 
-    def sequential(self, body: Iterable[Statement], times: int) -> tuple[int, int]:
-        """Cycles and multipliers of loops that run one after the other, of a body that runs `times` times.
+    def sequential(
+        self, body: Iterable[Statement], times: int = 1
+    ) -> tuple[int, int, Counter[tuple[Range, Range]]]:
+        """Cycles, fills and multipliers of loops that run one after the other, and of the code between them.
 
-        A guard takes a cycle where it stands, and its body's cycles as often as that runs at most.
+        `times` is how often the body runs. A guard's test is code between loops, and its body runs as often as the
+        guard lets it at most. A loop that ends where a guard says has no test of its own.
         """
-        cycles = multipliers = 0
+        cycles, fills, products, straight = 0, 0, Counter[tuple[Range, Range]](), False
         for statement in body:
-            if isinstance(statement, For) and not statement.pipeline:
-                inner, width = self.sequential(statement.body, times * statement.count)
-                cycles += max(inner, times * statement.count)
-                multipliers += width
-            elif isinstance(statement, When):
-                most = times if statement.most is None else min(times, statement.most)
-                inner, width = self.sequential(statement.body, most)
-                cycles += times + inner
-                multipliers += width
+            if isinstance(statement, (Let, Update, Store, When)) and not straight:
+                cycles, straight = cycles + times, True
+            if isinstance(statement, (For, When)):
+                straight, runs, inside = False, _runs(statement, times), statement.body
+                if isinstance(statement, For) and (guard := limited(statement)) is not None:
+                    runs, inside = _runs(guard, runs), guard.body
+                if isinstance(statement, For) and statement.pipeline:
+                    cycles, fills = cycles + runs, fills + times
+                    products += self.once(inside)
+                    continue
+                inner, entered, width = self.sequential(inside, runs)
+                cycles, fills = cycles + inner, fills + entered
+                products += width
+                if isinstance(statement, When):
+                    products += self.products(statement.condition, set())
             else:
-                cycles += times * statement.count if isinstance(statement, For) else 0
-                multipliers += self.once([statement], unrolled=1)
-        return cycles, multipliers
+                products += self.once([statement])
+        return cycles, fills, products
 
-    def once(self, body: Iterable[Statement], unrolled: int | None = None) -> int:
-        """Multipliers of statements that run at once; loops are unrolled, the outermost ones `unrolled` times."""
-        found = 0
+    def once(self, body: Iterable[Statement]) -> Counter[tuple[Range, Range]]:
+        """Multipliers of statements that run at once: loops are unrolled."""
+        found = Counter[tuple[Range, Range]]()
         for statement in body:
             if isinstance(statement, For):
-                found += (unrolled or statement.count) * self.once(statement.body)
+                inner = self.once(statement.body)
+                found += Counter({each: number * statement.count for each, number in inner.items()})
             elif isinstance(statement, When):
                 found += self.once(statement.body) + self.products(statement.condition, set())
             elif isinstance(statement, Register):
@@ -102,22 +150,33 @@ class _Reader:
                 found += self.products(statement.value, set())
         return found
 
-    def products(self, e: Expr, seen: set[int]) -> int:
+    def products(self, e: Expr, seen: set[int]) -> Counter[tuple[Range, Range]]:
         """Products of numbers, not of counters: those make addresses."""
+        found = Counter[tuple[Range, Range]]()
         if id(e) in seen:
-            return 0
+            return found
         seen.add(id(e))
-        found = sum(self.products(part, seen) for part in _parts(e))
+        for part in _parts(e):
+            found += self.products(part, seen)
         if not isinstance(e, Binary) or e.op != "mul":
             return found
         shift = any(isinstance(s, Const) and abs(s.value).bit_count() <= 1 for s in (e.left, e.right))
-        return found + int(not shift and not self.address(e))
+        if not shift and not self.address(e):
+            found[e.left.range, e.right.range] += 1
+        return found
 
     def address(self, e: Expr) -> bool:
         """Whether an expression is of counters alone."""
         if isinstance(e, Var):
             return e in self.counters
         return not isinstance(e, Load) and all(self.address(part) for part in _parts(e))
+
+
+def _runs(statement: For | When, times: int) -> int:
+    """How often its body runs at most, where it stands in code that runs `times` times."""
+    if isinstance(statement, For):
+        return times * statement.count
+    return times if statement.most is None else min(times, statement.most)
 
 
 def _parts(e: Expr) -> tuple[Expr, ...]:

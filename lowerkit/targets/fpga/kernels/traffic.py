@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from lowerkit.targets.fpga.lang.expr import Binary, BitLength, Expr, Load, Select, Slice, Var
+from lowerkit.targets.fpga.lang.access import parts
+from lowerkit.targets.fpga.lang.expr import Expr, Load, Var
 from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update, When
 
 
@@ -60,7 +61,7 @@ class _Reader:
         if isinstance(e, Var):
             return self.depends.get(e, frozenset())
         found: frozenset[Var] = frozenset()
-        for part in _parts(e):
+        for part in parts(e):
             found |= self.expression(part, nest)
         if isinstance(e, Load):
             self.words[e.array.name] += _times(found, nest)
@@ -82,13 +83,3 @@ def _times(counters: frozenset[Var], nest: list[_Around]) -> int:
             runs *= statement.count
             held = runs if statement.counter in counters else held
     return held * lanes
-
-
-def _parts(e: Expr) -> tuple[Expr, ...]:
-    if isinstance(e, Binary):
-        return e.left, e.right
-    if isinstance(e, Select):
-        return e.condition, e.yes, e.no
-    if isinstance(e, Load):
-        return e.indices
-    return (e.operand,) if isinstance(e, (Slice, BitLength)) else ()

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.contract import constant_sums
-from lowerkit.targets.fpga.kernels.schedule import Built, built
+from lowerkit.targets.fpga.kernels.schedule import Built, Schedule, built
 from lowerkit.targets.fpga.lang.expr import (
     Array,
     Expr,
@@ -77,7 +77,7 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
     Args:
         lanes: products of a column that are computed at once, which is the number of multipliers for data.
 
-    The schedule is that of the largest loops; `cycles_of` has that of a job.
+    The schedule is that of the largest loops; `schedule_of` has that of a job.
 
     Raises:
         ValueError: for inputs or outputs of different integer types, and for an output that is finer than its sums.
@@ -144,10 +144,15 @@ def linear_unit(name: str, jobs: Sequence[Job], lanes: int) -> Built:
     return built(k.finish())
 
 
-def cycles_of(job: Job, lanes: int) -> int:
-    """Analytic cycles of one job: columns for each chunk of the inputs and once for the results, for each row."""
+def schedule_of(job: Job, lanes: int, multipliers: int) -> Schedule:
+    """What one job costs on a unit: for each row, columns for each chunk of the inputs and once for the results.
+
+    As everywhere, the code between these loops takes a cycle: what the table says, a row's places, a chunk's places.
+    """
     inner, columns = job.weights.shape
-    return int(job.rows * columns * (-(-inner // lanes) + 1))
+    chunks = -(-inner // lanes)
+    cycles = 1 + job.rows * (1 + chunks * (1 + columns) + columns)
+    return Schedule(multipliers, cycles, -(-cycles // job.rows), job.rows * (chunks + 1))
 
 
 def _in_chunks(weights: np.ndarray, lanes: int) -> np.ndarray:

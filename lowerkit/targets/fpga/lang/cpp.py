@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from lowerkit.targets.fpga.lang.access import Banks, banks, limited
 from lowerkit.targets.fpga.lang.expr import (
     Array,
     Binary,
     BitLength,
     Const,
+    Counter,
     Expr,
     Load,
     Range,
@@ -33,6 +35,7 @@ from lowerkit.targets.fpga.lang.program import (
 #: What the printed code needs besides ap_int.h.
 HELPERS = """\
 // Helpers that every kernel may use.
+#include <cstdint>
 // Simulation keeps tables as plain integers: ap_int types would construct each number when the program starts,
 // and compilers take minutes over that.
 #ifdef __SYNTHESIS__
@@ -52,6 +55,10 @@ template <int W> inline int lk_bit_length(ap_uint<W> a) {
     return bits;
 }
 """
+#: Bits from which a table is worth a block of memory instead of logic.
+BLOCK = 4096
+#: Of int.
+_INT = Range(-(2**31), 2**31 - 1)
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "=="}
 
 
@@ -78,47 +85,73 @@ def constants(kernel: Kernel) -> str:
     return "\n".join(_table(array) for array in kernel.constants)
 
 
-def function(kernel: Kernel) -> str:
-    """The kernel as a function; its constants are to stand before it."""
+def function(kernel: Kernel, prefix: str = "") -> str:
+    """The kernel as a function, `prefix` (static, say) before it; its constants are to stand above."""
     comment = textwrap.indent(textwrap.fill(kernel.comment, 100), "// ")
-    body = "\n".join(_lines(kernel.body, 1))
-    return f"{comment}\n{signature(kernel)} {{\n{body}\n}}\n"
+    pragmas = [pragma for array in kernel.constants for pragma in _memory(kernel, array)]
+    body = "\n".join([*pragmas, *_lines(kernel, kernel.body, 1)])
+    return f"{comment}\n{prefix}{signature(kernel)} {{\n{body}\n}}\n"
+
+
+def partition(name: str, banks: Sequence[Banks]) -> list[str]:
+    """Pragmas that split an array over memories, an axis each."""
+    found = []
+    for axis, bank in enumerate(banks):
+        if bank.complete or bank.factor > 1:
+            kind = "complete" if bank.complete else f"cyclic factor={bank.factor}"
+            found.append(f"#pragma HLS ARRAY_PARTITION variable={name} {kind} dim={axis + 1}")
+    return found
+
+
+def _memory(kernel: Kernel, array: Array) -> list[str]:
+    """Where constants and local arrays lie: split as the unrolled loops ask, a large whole table in block memory."""
+    found = partition(array.name, banks(kernel, array, flat=array.data is None))
+    if array.data is not None and not found and math.prod(array.shape) * array.range.bits >= BLOCK:
+        found.append(f"#pragma HLS BIND_STORAGE variable={array.name} type=rom_1p impl=bram")
+    return found
 
 
 def _table(array: Array) -> str:
-    plain = ("" if array.range.signed else "unsigned ") + ("int" if array.range.bits <= 32 else "long long")
-    size = math.prod(array.shape)
-    return f"static const LK_TABLE({type_of(array.range)}, {plain}) {array.name}[{size}] = {_literal(array)};"
+    width = next(w for w in (8, 16, 32, 64) if array.range.bits <= w)
+    plain = f"std::{'' if array.range.signed else 'u'}int{width}_t"
+    return f"static const LK_TABLE({type_of(array.range)}, {plain}) {array.name}{_axes(array)} = {_literal(array)};"
+
+
+def _axes(array: Array) -> str:
+    return "".join(f"[{size}]" for size in array.shape) or "[1]"
 
 
 def _literal(array: Array) -> str:
+    """All numbers in order, a few to a line: quick to print and to compile."""
     assert array.data is not None
     wide = "LL" if array.range.bits > 31 else ""
-    numbers = ", ".join(f"{int(number)}{wide}" for number in array.data.ravel())
-    return "{\n" + textwrap.fill(numbers, 116, initial_indent="    ", subsequent_indent="    ") + "}"
+    numbers = [f"{int(number)}{wide}" for number in array.data.ravel()]
+    rows = [", ".join(numbers[i : i + 16]) for i in range(0, len(numbers), 16)]
+    return "{\n    " + ",\n    ".join(rows) + "}"
 
 
-def _lines(statements: Iterable[Statement], depth: int) -> list[str]:
+def _lines(kernel: Kernel, statements: Iterable[Statement], depth: int, unroll: bool = False) -> list[str]:
+    """`unroll`: these stand in a pipelined loop."""
     pad = "    " * depth
     found: list[str] = []
     for statement in statements:
         if isinstance(statement, For):
             label = f"{statement.label}: " if statement.label else ""
             i = statement.counter.name
-            found.append(f"{pad}{label}for (int {i} = 0; {i} < {statement.count}; ++{i}) {{")
-            if statement.pipeline:
+            end, inside = f"{i} < {statement.count}", statement.body
+            if not unroll and (guard := limited(statement)) is not None:
+                end, inside = _end(end, statement, guard), guard.body
+            found.append(f"{pad}{label}for (int {i} = 0; {end}; ++{i}) {{")
+            if inside is not statement.body:
+                found.append(f"#pragma HLS LOOP_TRIPCOUNT max={statement.count}")
+            if statement.pipeline and not unroll:
                 found.append("#pragma HLS PIPELINE II=1")
-            found += [*_lines(statement.body, depth + 1), f"{pad}}}"]
+            elif unroll:
+                found.append("#pragma HLS UNROLL")
+            found += [*_lines(kernel, inside, depth + 1, unroll or statement.pipeline), f"{pad}}}"]
         elif isinstance(statement, When):
-            # Comparisons come in parentheses.
-            condition = text(statement.condition)
-            compared = isinstance(statement.condition, Binary) and statement.condition.op in (
-                "lt",
-                "le",
-                "eq",
-            )
-            found.append(f"{pad}if {condition if compared else f'({condition} != 0)'} {{")
-            found += [*_lines(statement.body, depth + 1), f"{pad}}}"]
+            found.append(f"{pad}if {_test(statement.condition)} {{")
+            found += [*_lines(kernel, statement.body, depth + 1, unroll), f"{pad}}}"]
         elif isinstance(statement, Let):
             found.append(
                 f"{pad}const {type_of(statement.var.range)} {statement.var.name} = {text(statement.value)};"
@@ -131,27 +164,65 @@ def _lines(statements: Iterable[Statement], depth: int) -> list[str]:
             found.append(f"{pad}{statement.var.name} = {text(statement.value)};")
         elif isinstance(statement, Local):
             found.append(f"{pad}{declaration(statement.array)};")
+            found += _memory(kernel, statement.array)
         elif isinstance(statement, Store):
             found.append(f"{pad}{_element(statement.array, statement.indices)} = {text(statement.value)};")
     return found
 
 
+def _end(end: str, loop: For, guard: When) -> str:
+    """The condition of a loop that ends where a guard says, or at `end`."""
+    assert isinstance(guard.condition, Binary)
+    test = text(guard.condition)
+    return test if guard.condition.right.range.high <= loop.count else f"{end} && {test}"
+
+
+def _test(condition: Expr) -> str:
+    """In parentheses, which comparisons come in."""
+    printed = text(condition)
+    compared = isinstance(condition, Binary) and condition.op in ("lt", "le", "eq")
+    return printed if compared else f"({printed} != 0)"
+
+
 def _element(array: Array, indices: tuple[Expr, ...]) -> str:
-    """An element of a flat array, the last axis fastest."""
+    """An element: of constants by its indices, of a flat array by its place, the last axis fastest."""
+    if array.data is not None:
+        return array.name + ("".join(f"[{_index(index)}]" for index in indices) or "[0]")
     terms = []
     for axis, index in enumerate(indices):
         stride = math.prod(array.shape[axis + 1 :])
         if isinstance(index, Const):
             terms += [str(index.value * stride)] if index.value else []
         else:
-            terms.append(_index(index) + (f" * {stride}" if stride != 1 else ""))
+            terms.append(_scaled(_index(index), stride))
     return f"{array.name}[{' + '.join(terms) or '0'}]"
 
 
 def _index(e: Expr) -> str:
-    """Counters are ints already."""
-    printed = text(e)
-    return printed if isinstance(e, (Var, Const)) else f"int({printed})"
+    """An int."""
+    return _whole(e) or f"int({text(e)})"
+
+
+def _whole(e: Expr) -> str | None:
+    """What is added up of counters, which are ints already; None for other expressions, and where an int is short."""
+    if isinstance(e, (Counter, Const)):
+        return text(e) if e.range.bits < 32 else None
+    if not isinstance(e, Binary) or e.op not in ("add", "sub", "mul") or e.range.union(_INT) != _INT:
+        return None
+    left, right = _whole(e.left), _whole(e.right)
+    if left is None or right is None:
+        return None
+    if e.op == "mul":
+        return f"{_group(left)} * {_group(right)}"
+    return f"{left} {_INFIX[e.op]} {_group(right) if e.op == 'sub' else right}"
+
+
+def _group(printed: str) -> str:
+    return f"({printed})" if " " in printed else printed
+
+
+def _scaled(printed: str, stride: int) -> str:
+    return printed if stride == 1 else f"{_group(printed)} * {stride}"
 
 
 def text(e: Expr) -> str:
@@ -182,6 +253,9 @@ def text(e: Expr) -> str:
         kind = type_of(e.left.range.union(e.range))
         return f"({kind}({left}) {'<<' if e.op == 'shl' else '>>'} {_index(e.right)})"
     if e.op in ("lt", "le", "eq"):
+        whole = _whole(e.left), _whole(e.right)
+        if all(whole):
+            return f"({whole[0]} {_INFIX[e.op]} {whole[1]})"
         kind = type_of(e.left.range.union(e.right.range))
         return f"({kind}({left}) {_INFIX[e.op]} {kind}({right}))"
     # Sums and products of ap_int types are as wide as they have to be.
@@ -192,4 +266,4 @@ def text(e: Expr) -> str:
 def _wide(e: Expr) -> str:
     """Loop counters and numbers as ap_int types, so that no int overflows."""
     printed = text(e)
-    return f"{type_of(e.range)}({printed})" if isinstance(e, (Var, Const)) else printed
+    return f"{type_of(e.range)}({printed})" if isinstance(e, (Counter, Const)) else printed

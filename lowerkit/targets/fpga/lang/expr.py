@@ -41,6 +41,10 @@ class Range:
             return max((-self.low - 1).bit_length(), max(self.high, 0).bit_length()) + 1
         return max(self.high.bit_length(), 1)
 
+    def less(self, number: int) -> Range:
+        """The range of differences to a number."""
+        return Range(self.low - number, self.high - number)
+
     def union(self, other: Range) -> Range:
         """The least range that holds both."""
         return Range(min(self.low, other.low), max(self.high, other.high))
@@ -113,10 +117,14 @@ class Const(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Var(Expr):
-    """A name: a loop's counter, a register, or a value that was named with `Let`."""
+    """A name: a loop's counter (`Counter`), a register, or a value that was named with `Let`."""
 
     name: str
     range: Range
+
+
+class Counter(Var):
+    """A loop's counter: an int in the printed code, as is what is added up of counters."""
 
 
 def expr(operand: Operand) -> Expr:

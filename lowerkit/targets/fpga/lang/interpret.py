@@ -169,7 +169,7 @@ class _Frame:
         if isinstance(e, BitLength):
             return _bit_length(self.value(e.operand))
         assert isinstance(e, Binary)
-        return _OPERATIONS[e.op](self.value(e.left), self.value(e.right))
+        return OPERATIONS[e.op](self.value(e.left), self.value(e.right))
 
     def check(self, name: str, found: np.ndarray, claimed: Range) -> None:
         if found.size and (int(found.min()) < claimed.low or int(found.max()) > claimed.high):
@@ -210,7 +210,8 @@ class _Gathered(dict[Var, np.ndarray]):
                     self.outer.updated.add(var)
 
 
-_OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+#: By name, on int64 arrays.
+OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from lowerkit.targets.fpga.lang.expr import Array, Expr, Operand, Range, Var, expr
+from lowerkit.targets.fpga.lang.expr import Array, Counter, Expr, Operand, Range, Var, expr
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class Builder:
         self, name: str, count: int, *, serial: bool = False, pipeline: bool = False, label: str = ""
     ) -> Iterator[Var]:
         """A loop; its body is what is written within."""
-        counter = Var(self._own(name), Range(0, count - 1))
+        counter = Counter(self._own(name), Range(0, count - 1))
         self._blocks.append([])
         yield counter
         body = self._blocks.pop()
