@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from codes import codes
 from csim import ap_types
 
 import lowerkit
-from examples.m3vit import M3VIT, Shapes, block, m3vit
+from examples.m3vit import M3VIT, Shapes, block, experts, m3vit
 from lowerkit import pipeline
 from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.pipeline import Stages
 from lowerkit.reference import Reference
-from lowerkit.targets.fpga.converters import CONVERTERS
-from lowerkit.targets.fpga.design import Design, codes_of, numbers_of, simulate
-from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.cost import cost
+from lowerkit.targets.fpga.dataflow import network
+from lowerkit.targets.fpga.design import codes_of, numbers_of, simulate
+from lowerkit.targets.fpga.formats import Affine, Fixed, Format
 from lowerkit.targets.fpga.kernels.layout import concat
 from lowerkit.targets.fpga.lang.interpret import run
-from lowerkit.targets.fpga.lowering import Context, design_of
-from lowerkit.targets.fpga.ranges import parsed
 from lowerkit.targets.fpga.target import FpgaTarget
-from lowerkit.targets.fpga.units import with_units
 
 SMALL = Shapes(
     layers=2, width=12, heads=3, image=(8, 16), patch=4, hidden=20, experts=4, chosen=2, expert_hidden=8
@@ -55,20 +53,12 @@ def inputs_of(model: ir.Model, count: int, seed: int) -> list[dict[str, np.ndarr
     ]
 
 
-def design(model: ir.Model, options: dict[str, object]) -> Design:
-    formats = parsed(options["formats"])  # type: ignore[arg-type]
-    context = Context(formats, 16, parallel=options.get("parallel", {}))  # type: ignore[arg-type]
-    return design_of(model, context, CONVERTERS)
-
-
-def check(
-    proto: onnx.ModelProto, folder: Path, *, samples: int, options: dict[str, object] | None = None
-) -> None:
+def check(proto: onnx.ModelProto, folder: Path, *, samples: int) -> None:
     """The C-simulation against the integer model, and that against onnxruntime."""
     ap_types()
     original, model = lowered(proto, folder)
-    chosen = TARGET.complete(model, inputs_of(model, 4, seed=1), options or {})
-    made, given = design(model, chosen), inputs_of(model, samples, seed=1)
+    chosen = TARGET.complete(model, inputs_of(model, 4, seed=1), {})
+    made, given = TARGET.design(model, chosen), inputs_of(model, samples, seed=1)
     joined = {name: np.concatenate([each[name] for each in given]) for name in given[0]}
     given_codes = codes_of(made, joined)
     want = simulate(made, given_codes)
@@ -81,11 +71,9 @@ def check(
     assert np.sqrt((error**2).mean() / (exact**2).mean()) < 2e-3
 
 
-def test_a_small_block(tmp_path: Path) -> None:
+def test_few_experts(tmp_path: Path) -> None:
     (tmp_path / "artifact").mkdir()
-    # Two rows at once, of nine: the last group is not full.
-    parallel = {"block.attention.mixed/scores": 2, "block.attention.mixed": 2}
-    check(block(True, SMALL), tmp_path, samples=5, options={"parallel": parallel})
+    check(experts(SMALL), tmp_path, samples=5)
 
 
 @pytest.mark.slow
@@ -100,9 +88,9 @@ def test_a_small_network_as_integers(tmp_path: Path) -> None:
     operators = [node.op_type for node in model.graph]
     assert operators.count("MixtureOfExperts") == 1
     options = TARGET.complete(model, inputs_of(model, 4, seed=1), {})
-    made = design(model, options)
-    experts = [layer for layer in made.layers if layer.op == "MixtureOfExperts"]
-    assert [layer.name.rsplit("_", 1)[1] for layer in experts] == [
+    made = TARGET.design(model, options)
+    found = [layer for layer in made.layers if layer.op == "MixtureOfExperts"]
+    assert [layer.name.rsplit("_", 1)[1] for layer in found] == [
         "gate",
         "choice",
         "queues",
@@ -110,46 +98,74 @@ def test_a_small_network_as_integers(tmp_path: Path) -> None:
         "sum",
     ]
     (sample,) = inputs_of(model, 1, seed=1)
-    found = numbers_of(made, simulate(made, codes_of(made, sample)))
+    numbers = numbers_of(made, simulate(made, codes_of(made, sample)))
     (port,) = made.outputs
     exact = Reference(original)(sample)[port.value]
-    assert np.abs(found[port.value].reshape(exact.shape) - exact).max() < 5e-3 * np.abs(exact).max()
+    assert np.abs(numbers[port.value].reshape(exact.shape) - exact).max() < 5e-3 * np.abs(exact).max()
 
 
-def test_a_small_network_with_one_linear_unit(tmp_path: Path) -> None:
-    """The same codes, from one function that all linear layers call."""
+def test_a_small_block_with_one_linear_unit(tmp_path: Path) -> None:
+    """The same codes as with layers of their own, from one function that all linear layers call."""
     (tmp_path / "artifact").mkdir()
     ap_types()
     _, model = lowered(block(False, SMALL), tmp_path)
-    options = TARGET.complete(model, inputs_of(model, 4, seed=1), {})
-    shared = {**options, "shared_linear": True}
+    # Two rows at once, of nine: the last group is not full.
+    parallel = {"block.attention.mixed/scores": 2, "block.attention.mixed": 2}
+    options = TARGET.complete(
+        model, inputs_of(model, 4, seed=1), {"parallel": parallel, "multipliers": 8, "shared_linear": True}
+    )
     (sample,) = inputs_of(model, 1, seed=1)
-    separate = design(model, options)
+    separate = TARGET.design(model, {**options, "shared_linear": False})
     given = codes_of(separate, sample)
     want = simulate(separate, given)["block.output"]
-    context = Context(parsed(options["formats"]), 16)
-    units = with_units(design_of(model, context, CONVERTERS), context.jobs, 8)
+    units = TARGET.design(model, options)
+    np.testing.assert_array_equal(simulate(units, given)["block.output"], want)
     jobs = [layer for layer in units.layers if layer.job is not None]
     assert len(jobs) == 6
-    assert len({layer.kernel.name for layer in jobs}) == 1
-    np.testing.assert_array_equal(simulate(units, given)["block.output"], want)
-    TARGET.emit(model.clone(), shared, tmp_path / "artifact")
-    top = (tmp_path / "artifact/hls/dense_block.cpp").read_text()
+    assert {layer.kernel.name for layer in jobs} == {"linear_unit0"}
+
+    net, rows = network(units), {layer.name: layer for layer in cost(network(units)).layers}
+    assert {channel.kind for channel in net.channels} == {"buffer"}
+    assert {p.kind for p in net.processes} == {"load", "layer", "store"}
+    spent, counted = cost(net), [rows[layer.name] for layer in jobs]
+    # Nothing overlaps; weights and multipliers are there once.
+    assert spent.interval == spent.latency == sum(layer.cycles for layer in spent.layers)
+    assert [bool(layer.multipliers) for layer in counted] == [True] + [False] * 5
+    stored = counted[0].parameter_bits
+    assert stored == sum(a.data.size * a.range.bits for a in jobs[0].kernel.constants if a.data is not None)
+    assert not any(layer.parameter_bits or layer.table_bits for layer in counted[1:])
+    assert len({layer.cycles for layer in counted}) > 1
+
+    TARGET.emit(model.clone(), options, tmp_path / "artifact")
+    project = tmp_path / "artifact" / "hls"
+    top = (project / "dense_block.cpp").read_text()
     assert top.count("linear_unit0::linear_unit0(") == 6
     assert "ALLOCATION function instances=linear_unit0::linear_unit0 limit=1" in top
     assert "DATAFLOW" not in top
-    found = TARGET.open(tmp_path / "artifact", shared).codes(given)  # type: ignore[attr-defined]
+    assert "STREAM" not in top
+    assert len(list(project.glob("layers/*.cpp"))) == len(units.layers) - 5
+    subprocess.run(["make", "-s", "check"], cwd=project, check=True, capture_output=True)
+    found = TARGET.open(tmp_path / "artifact", options).codes(given)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(found["block.output"].reshape(want.shape), want)
 
 
-def test_stages_without_formats_are_refused(tmp_path: Path) -> None:
-    _, model = lowered(block(True, SMALL), tmp_path)
+def test_formats_that_the_experts_have_no_kernel_for(tmp_path: Path) -> None:
+    _, model = lowered(experts(SMALL), tmp_path)
     options = TARGET.complete(model, inputs_of(model, 1, seed=1), {})
-    left = {name: text for name, text in options["formats"].items() if not name.endswith("/hidden")}
-    with pytest.raises(
-        UnsupportedError, match=r"MixtureOfExperts\).*block.moe.sum/hidden.*no format.*Calibrate"
-    ):
-        design(model, {"formats": left})
+    name = next(name for name in options["formats"] if name.endswith("/hidden"))
+    left = {key: text for key, text in options["formats"].items() if key != name}
+    with pytest.raises(UnsupportedError, match=r"MixtureOfExperts\).*/hidden.*no format.*Calibrate"):
+        TARGET.design(model, {"formats": left})
+    for value in (name, "x"):
+        affine = {**options["formats"], value: "int8<0.5,0>"}
+        with pytest.raises(UnsupportedError, match=rf"no kernel of this kind for '{value}'"):
+            TARGET.design(model, {"formats": affine})
+
+
+def test_no_range_is_proven_for_what_experts_keep(tmp_path: Path) -> None:
+    _, model = lowered(experts(SMALL), tmp_path)
+    with pytest.raises(UnsupportedError, match=r"nothing proves a range for '.*/hidden'"):
+        TARGET.complete(model, inputs_of(model, 1, seed=1), {"overflow": "never"})
 
 
 @pytest.mark.parametrize(
@@ -178,12 +194,12 @@ def test_shapes_are_those_of_the_accelerator() -> None:
     assert M3VIT.chosen * M3VIT.expert_hidden == M3VIT.hidden
 
 
-def test_a_constant_is_joined_to_an_activation() -> None:
+@pytest.mark.parametrize(("x", "y"), [(Fixed(8, 3), Fixed(10, 3)), (Affine(8, 0.25, 3), Affine(8, 0.5, -1))])
+def test_a_constant_is_joined_to_an_activation(x: Format, y: Format) -> None:
     rng = np.random.default_rng(0)
-    x, y = Fixed(8, 3), Fixed(10, 3)
-    fixed = codes(rng, (1, 1, 4), y)
-    kernel, _ = concat("f", [fixed, (1, 3, 4)], 1, [y, x], y)
-    given = codes(rng, (1, 3, 4), x, batch=3)
+    constant = rng.integers(y.range.low, y.range.high, (1, 1, 4), endpoint=True)
+    kernel, _ = concat("f", [constant, (1, 3, 4)], 1, [y, x], y)
+    given = rng.integers(x.range.low, x.range.high, (3, 1, 3, 4), endpoint=True)
     found = run(kernel, {"x1": given})["y"]
-    np.testing.assert_array_equal(found[:, :, :1], np.broadcast_to(fixed, (3, 1, 1, 4)))
-    np.testing.assert_array_equal(found[:, :, 1:], given << 2)
+    np.testing.assert_array_equal(found[:, :, :1], np.broadcast_to(constant, (3, 1, 1, 4)))
+    np.testing.assert_array_equal(found[:, :, 1:], y.quantise(x.dequantise(given)))
