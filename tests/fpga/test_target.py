@@ -256,6 +256,24 @@ def test_the_exported_inputs_saturate(artifact: lowerkit.Artifact) -> None:
         artifact.run({"x": np.full((1, 6, 8), np.nan, np.float32)})
 
 
+def test_the_artifact_runs_alone(
+    artifact: lowerkit.Artifact, block: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """By its own script, which imports nothing but numpy."""
+    script = artifact.directory / "run.py"
+    blocked = "import sys; sys.modules['lowerkit'] = None; sys.argv = sys.argv[1:]; import runpy; "
+    code = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(script), str(block[1]), str(tmp_path / "y.npz")]
+    subprocess.run(command, check=True)
+    with np.load(block[1]) as given, np.load(tmp_path / "y.npz") as found:
+        expected = [artifact.run({"x": x[None]})["y"] for x in given["x"]]
+        np.testing.assert_array_equal(found["y"], np.concatenate(expected))
+    np.savez(tmp_path / "bad.npz", x=np.full((1, 6, 8), np.nan, np.float32))
+    done = subprocess.run([*command[:-2], str(tmp_path / "bad.npz"), "y.npz"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "has NaN" in done.stderr
+
+
 def test_the_target_describes_its_options() -> None:
     target = get_target("fpga")
     assert set(target.options) >= {"width", "weight_width", "formats", "overflow", "noise", "reuse"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lowerkit.errors import DataError
+from lowerkit.targets.fpga import runner
 from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.lang.interpret import run
@@ -37,6 +39,18 @@ class Port:
     def size(self) -> int:
         """The number of codes."""
         return math.prod(self.shape)
+
+    def described(self) -> dict[str, Any]:
+        """What a runner has to know: a code k stands for step (k - zero), and `codes` are the least and greatest."""
+        form = self.format
+        return {
+            "name": self.value,
+            "shape": list(self.shape),
+            "format": str(form),
+            "step": float(form.scale),
+            "zero": form.zero,
+            "codes": [form.range.low, form.range.high],
+        }
 
 
 @dataclass(frozen=True)
@@ -91,14 +105,10 @@ class Design:
 
 def codes_of(design: Design, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The design's inputs as codes, int64 [batch, ...], rounded half to even and saturated."""
-    return {port.value: encoded(port, inputs[port.value]) for port in design.inputs}
-
-
-def encoded(port: Port, numbers: np.ndarray) -> np.ndarray:
-    """Numbers as a port's codes, int64 [samples, *shape]. Raises DataError for NaN."""
-    if np.isnan(numbers).any():
-        raise DataError(f"input '{port.value}' has NaN, which fixed point does not know")
-    return port.format.quantise(np.asarray(numbers)).reshape(-1, *port.shape)
+    try:
+        return {p.value: runner.encoded(p.described(), np.asarray(inputs[p.value])) for p in design.inputs}
+    except runner.RunError as error:
+        raise DataError(str(error)) from None
 
 
 def simulate(
@@ -139,12 +149,4 @@ def _given(layer: Layer, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 def numbers_of(design: Design, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What codes stand for, float32, in the graph's shapes."""
-    return {name: decoded(design.values[name], k) for name, k in codes.items()}
-
-
-def decoded(port: Port, codes: np.ndarray) -> np.ndarray:
-    """The numbers of a port, float32: of one sample in the graph's shape, of more along its leading axis of 1."""
-    numbers = port.format.dequantise(codes).astype(np.float32)
-    if len(numbers) == 1:
-        return numbers.reshape(port.shape)
-    return numbers.reshape(-1, *(port.shape[1:] if port.shape[:1] == (1,) else port.shape))
+    return {name: runner.decoded(design.values[name].described(), k) for name, k in codes.items()}

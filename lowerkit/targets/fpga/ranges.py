@@ -19,8 +19,8 @@ from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.formats import parse as parse_format
 from lowerkit.targets.fpga.stages import with_stages
 
-#: Room above the calibrated extremes; beyond it codes saturate.
-MARGIN = 1.25
+#: Room above the calibrated extremes, beyond which codes saturate; formats of so many bits or more can spare one.
+MARGIN, WIDE, WIDE_MARGIN = 1.25, 12, 2.0
 #: A number at or below this is a mask's. Masked logits saturate at the format's least number, which has to lie so far
 #: below all others that their exponentials vanish: e^-24 < 2^-34.
 MASKED, BELOW = -1e4, 24.0
@@ -84,7 +84,7 @@ def formats_for(
 ) -> dict[str, str]:
     """A format for each value, as text.
 
-    It holds the range times `MARGIN`, 0 included, with the most fraction bits, in `width` bits. With `noise`, it has
+    It holds the range times a margin, 0 included, with the most fraction bits, in `width` bits. With `noise`, it has
     the fewest bits, up to `width`, whose rounding error is at most `noise` times the value's root mean square:
     a step's is step / sqrt(12) (Widrow and Kollar, Quantization Noise, 2008, section 4). Weights of a softmax, from 0
     to 1, have all bits behind the point, and whole numbers none. With `clip` of "error", formats may be narrower than
@@ -101,7 +101,8 @@ def formats_for(
         elif name in weights and seen.low >= 0:
             found[name] = str(Fixed(width, 0, signed=False))
         else:
-            low, high = seen.low * MARGIN, max(seen.high * MARGIN, 2.0**-40)
+            margin = WIDE_MARGIN if width >= WIDE else MARGIN
+            low, high = seen.low * margin, max(seen.high * margin, 2.0**-40)
             if seen.masked:
                 low -= max(BELOW, depths.get(name, 0.0))
             chosen = _within(low, high, seen.rms, width, noise)
@@ -130,7 +131,7 @@ def _depths(model: ir.Model, ranges: Mapping[str, Observed]) -> dict[str, float]
             continue
         for mask, logits in (names, names[::-1]):
             if ranges[mask].masked and not ranges[logits].masked:
-                found[mask] = (ranges[logits].high - ranges[logits].low) * MARGIN + BELOW
+                found[mask] = (ranges[logits].high - ranges[logits].low) * WIDE_MARGIN + BELOW
     return found
 
 

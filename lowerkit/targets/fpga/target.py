@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.base import CostTable, Runner, Target
-from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
+from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges, runner
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.cost import Cost, cost, cost_table
 from lowerkit.targets.fpga.dataflow import network
@@ -23,12 +24,12 @@ from lowerkit.targets.fpga.graph_formats import stated
 from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
 from lowerkit.targets.fpga.narrow_weights import coding
 from lowerkit.targets.fpga.proven import prove
+from lowerkit.targets.fpga.runner import DESCRIPTION, PROJECT
 from lowerkit.targets.fpga.units import with_units
 
 #: What becomes of numbers beyond a format: `calibrated` formats hold what calibration saw, and saturate beyond;
 #: with `saturate`, formats that are given may hold less; `never` proves that no number passes its format.
 OVERFLOW = ("calibrated", "saturate", "never")
-PROJECT, DESCRIPTION = "hls", "fpga.json"
 
 
 class FpgaTarget(Target):
@@ -126,6 +127,7 @@ class FpgaTarget(Target):
         text = json.dumps(_description(design, spent), indent=2) + "\n"
         (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         csim.build(directory / PROJECT)
+        shutil.copyfile(runner.__file__, directory / "run.py")
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner of the C-simulation."""
@@ -208,8 +210,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 def _description(design: Design, spent: Cost) -> dict[str, Any]:
     """What a runner and a reader need to know of the project."""
     return {
-        "inputs": [_port(p) for p in design.inputs],
-        "outputs": [_port(p) for p in design.outputs],
+        "inputs": [p.described() for p in design.inputs],
+        "outputs": [p.described() for p in design.outputs],
         "layers": [
             {
                 "name": layer.name,
@@ -222,7 +224,3 @@ def _description(design: Design, spent: Cost) -> dict[str, Any]:
         ],
         "cost": spent.as_json(),
     }
-
-
-def _port(port: Any) -> dict[str, Any]:
-    return {"name": port.value, "shape": list(port.shape), "format": str(port.format)}

@@ -17,6 +17,17 @@ def _view(context: Context, node: ir.Node) -> None:
     context.view(node.inputs[0], node.outputs[0])
 
 
+def _dropout(context: Context, node: ir.Node) -> None:
+    """Nothing, as long as nothing is trained."""
+    training = known(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    asked = len(node.inputs) > 2 and node.inputs[2] is not None
+    if asked and (training is None or bool(training.item())):
+        raise UnsupportedError("no kernel for a dropout in training", node=describe_node(node))
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        raise UnsupportedError("no kernel for a dropout's mask", node=describe_node(node))
+    _view(context, node)
+
+
 def _transpose(context: Context, node: ir.Node) -> None:
     """A view where only axes of 1 move."""
     x = context.port(node.inputs[0])
@@ -111,7 +122,7 @@ def _concat(context: Context, node: ir.Node) -> None:
 
 CONVERTERS: Mapping[str, Converter] = {
     "Concat": _concat,
-    "Dropout": _view,
+    "Dropout": _dropout,
     "Flatten": _view,
     "Gather": _gather,
     "Identity": _view,

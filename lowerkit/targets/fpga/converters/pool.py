@@ -19,7 +19,7 @@ def _pool(context: Context, node: ir.Node) -> None:
     x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
     if len(x.shape) != 4 or x.shape[0] != 1 or node.attributes.get_int("ceil_mode", 0) != 0:
         raise UnsupportedError(f"no kernel for this pooling of {x.shape}", node=describe_node(node))
-    if any(output.uses() for output in node.outputs[1:]):
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         raise UnsupportedError("no kernel for the places of maxima", node=describe_node(node))
     image, name = (x.shape[2], x.shape[3]), context.name(node)
     window = Window(
