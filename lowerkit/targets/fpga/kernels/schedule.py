@@ -36,7 +36,7 @@ class Schedule:
     multipliers: int
     cycles: int
     ii: int
-    fills: int = 0
+    fills: int
 
 
 Built = tuple[Kernel, Schedule]
