@@ -62,6 +62,8 @@ class Layer:
         node, op: of the graph, for reports; several nodes may have become one layer.
         reads, writes: the values that the kernel's inputs and outputs are, in order.
         schedule: what it costs.
+        job: where several layers share a kernel, the number that is its last input. Such a kernel's arrays are those
+            of its largest layer, and others use the beginning.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Layer:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     schedule: Schedule
+    job: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ class Design:
     values: Mapping[str, Port]
     views: Mapping[str, str]
     layers: tuple[Layer, ...]
+
+    def kernels(self) -> list[Layer]:
+        """A layer for each kernel, the first one where several share it."""
+        return list({layer.kernel.name: layer for layer in reversed(self.layers)}.values())[::-1]
 
     def stored(self, value: str) -> str:
         """The value whose codes a value's are."""
@@ -117,17 +124,27 @@ def simulate(
     for start in range(0, count, BATCH):
         values = {name: array[start : start + BATCH] for name, array in codes.items()}
         for layer in design.layers:
-            given = {
-                array.name: values[design.stored(value)].reshape(-1, *array.shape)
-                for array, value in zip(layer.kernel.inputs, layer.reads, strict=True)
-            }
-            found = run(layer.kernel, given)
+            found = run(layer.kernel, _given(layer, [values[design.stored(value)] for value in layer.reads]))
             for array, value in zip(layer.kernel.outputs, layer.writes, strict=True):
-                values[value] = found[array.name]
+                port = design.values[value]
+                # All of it, but for a kernel that layers of different sizes share.
+                values[value] = found[array.name].reshape(len(found[array.name]), -1)[:, : port.size]
         for name in names:
             shape = design.values[name].shape
             parts[name].append(values[design.stored(name)].reshape(-1, *shape))
     return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def _given(layer: Layer, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """A kernel's inputs, [batch, ...]."""
+    inputs, batch = layer.kernel.inputs, len(arrays[0])
+    if layer.job is None:
+        return {a.name: codes.reshape(-1, *a.shape) for a, codes in zip(inputs, arrays, strict=True)}
+    found = {inputs[-1].name: np.full((batch, 1), layer.job, np.int64)}
+    for array, codes in zip(inputs[:-1], arrays, strict=True):
+        found[array.name] = np.zeros((batch, *array.shape), np.int64)
+        found[array.name][:, : codes[0].size] = codes.reshape(batch, -1)
+    return found
 
 
 def numbers_of(design: Design, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

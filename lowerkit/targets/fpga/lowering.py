@@ -25,6 +25,7 @@ from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.layout import reshape
 from lowerkit.targets.fpga.kernels.schedule import Built, least_reuse
+from lowerkit.targets.fpga.kernels.unit import Job
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Context:
         reuse: by node name, how often each multiplier of a layer is used.
         weights: by node name, the kind of format that its weights have instead; see `narrow_weights`.
         multipliers: how many a layer of which `reuse` says nothing may have.
+        parallel: by node name, how many rows of a product are computed at once, 1 elsewhere.
+        jobs: by layer, what a linear layer computes, for a unit that many share.
     """
 
     formats: Mapping[str, Format]
@@ -44,10 +47,12 @@ class Context:
     reuse: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     multipliers: int = 64
+    parallel: Mapping[str, int] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     done: set[ir.Node] = field(default_factory=set)
+    jobs: dict[str, Job] = field(default_factory=dict)
 
     def port(self, value: ir.Value | None) -> Port:
         """The port of a value, made on first use."""
@@ -68,7 +73,12 @@ class Context:
     def reuse_of(self, node: ir.Node, products: int) -> int:
         """How often each multiplier of a layer is used, of which an output position needs `products` products."""
         given = self.reuse.get(node.name or "")
-        return least_reuse(products, self.multipliers) if given is None else given
+        each = max(self.multipliers // self.at_once(node), 1)
+        return least_reuse(products, each) if given is None else given
+
+    def at_once(self, node: ir.Node) -> int:
+        """How many rows of a product are computed at once."""
+        return self.parallel.get(node.name or "", 1)
 
     def add(self, node: ir.Node, built: Built, reads: list[ir.Value | None], write: ir.Value) -> None:
         """A layer of a node."""

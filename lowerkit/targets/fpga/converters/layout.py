@@ -98,18 +98,26 @@ def _split(context: Context, node: ir.Node) -> None:
 
 
 def _concat(context: Context, node: ir.Node) -> None:
-    """Of activations, and of constants as layers without inputs have no place: those are refused."""
-    if any(known(v) is not None for v in node.inputs):
-        raise UnsupportedError("no kernel for joining a constant to an activation", node=describe_node(node))
-    ports, y = [context.port(v) for v in node.inputs], context.port(node.outputs[0])
+    """Of activations, and of constants as codes of the result's format."""
+    y = context.port(node.outputs[0])
+    fixed = [known(v) for v in node.inputs]
+    data = [v for v, array in zip(node.inputs, fixed, strict=True) if array is None]
+    if not data:
+        raise UnsupportedError("no kernel for joining constants alone", node=describe_node(node))
     made = layout.concat(
         context.name(node),
-        [p.shape for p in ports],
+        [
+            context.port(v).shape if array is None else y.format.quantise(array)
+            for v, array in zip(node.inputs, fixed, strict=True)
+        ],
         node.attributes.get_int("axis", 0),
-        [p.format for p in ports],
+        [
+            context.port(v).format if array is None else y.format
+            for v, array in zip(node.inputs, fixed, strict=True)
+        ],
         y.format,
     )
-    context.add(node, made, list(node.inputs), node.outputs[0])
+    context.add(node, made, data, node.outputs[0])
 
 
 CONVERTERS: Mapping[str, Converter] = {

@@ -14,6 +14,7 @@ from lowerkit.targets.fpga.constants import coded, known
 from lowerkit.targets.fpga.formats import Affine, Bipolar, Fixed, Format
 from lowerkit.targets.fpga.kernels import linear as products
 from lowerkit.targets.fpga.kernels.conv import conv2d
+from lowerkit.targets.fpga.kernels.unit import Job
 from lowerkit.targets.fpga.lowering import (
     Context,
     Converter,
@@ -72,6 +73,7 @@ def _activations(context: Context, node: ir.Node) -> None:
         b.format,
         y.format,
         reuse=context.reuse_of(node, a.shape[-1] * b.shape[-1]),
+        at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0], node.inputs[1]], node.outputs[0])
 
@@ -83,6 +85,10 @@ def _linear(
     x, y = context.port(node.inputs[0]), context.port(output)
     codes, formats = _codes(context, node, weights)
     whole, offset = _bias(bias, x.format, formats, y.format)
+    fixed = [f for f in formats if isinstance(f, Fixed)]
+    if isinstance(x.format, Fixed) and isinstance(y.format, Fixed) and len(fixed) == len(formats):
+        rows = math.prod(x.shape[:-1])
+        context.jobs[context.name(node)] = Job(rows, codes, x.format, fixed, y.format, whole)
     made = products.linear(
         context.name(node),
         x.shape[:-1],
@@ -93,6 +99,7 @@ def _linear(
         bias=whole,
         offset=offset,
         reuse=context.reuse_of(node, weights.size),
+        at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0]], output)
 
