@@ -195,6 +195,22 @@ def alone(value: ir.Value, op_type: str) -> ir.Node | None:
     return uses[0].node
 
 
+def rectified(context: Context, value: ir.Value) -> ir.Value:
+    """The output of the Relu that alone reads a value, where its format has no negative numbers; else the value.
+
+    A layer that writes codes of that format saturates at 0: that is the Relu, and the value before it, which may be far
+    wider, has no format.
+    """
+    relu = alone(value, "Relu")
+    if relu is None:
+        return value
+    form = context.formats.get(relu.outputs[0].name or "")
+    if not isinstance(form, Fixed) or form.signed:
+        return value
+    context.done.add(relu)
+    return relu.outputs[0]
+
+
 def column_formats(weights: np.ndarray, width: int) -> list[Fixed]:
     """For each column of [inner, columns] the format of `width` bits that holds it with the most fraction bits."""
     return [Fixed.holding(min(float(c.min()), -1e-12), max(float(c.max()), 1e-12), width) for c in weights.T]

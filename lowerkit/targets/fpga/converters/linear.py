@@ -23,6 +23,7 @@ from lowerkit.targets.fpga.lowering import (
     numbers,
     pads,
     pair,
+    rectified,
 )
 from lowerkit.targets.fpga.narrow_weights import coding
 
@@ -82,6 +83,7 @@ def _linear(
     context: Context, node: ir.Node, weights: np.ndarray, bias: np.ndarray | None, output: ir.Value
 ) -> None:
     """The constants as codes."""
+    output = rectified(context, output)
     x, y = context.port(node.inputs[0]), context.port(output)
     codes, formats = _codes(context, node, weights)
     whole, offset = _bias(bias, x.format, formats, y.format)
@@ -106,7 +108,8 @@ def _linear(
 
 def _conv(context: Context, node: ir.Node) -> None:
     """Of one image: a leading batch of 1."""
-    x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
+    output = rectified(context, node.outputs[0])
+    x, y = context.port(node.inputs[0]), context.port(output)
     if len(x.shape) != 4 or x.shape[0] != 1:
         raise UnsupportedError(f"no kernel for a convolution of {x.shape}", node=describe_node(node))
     weights = numbers(node, 1)
@@ -129,7 +132,7 @@ def _conv(context: Context, node: ir.Node) -> None:
         offset=offset,
         reuse=context.reuse_of(node, math.prod(weights.shape)),
     )
-    context.add(node, made, [node.inputs[0]], node.outputs[0])
+    context.add(node, made, [node.inputs[0]], output)
 
 
 def _codes(context: Context, node: ir.Node, weights: np.ndarray) -> tuple[np.ndarray, list[Format]]:
