@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,6 +214,17 @@ def rectified(context: Context, value: ir.Value) -> ir.Value:
 def column_formats(weights: np.ndarray, width: int) -> list[Fixed]:
     """For each column of [inner, columns] the format of `width` bits that holds it with the most fraction bits."""
     return [Fixed.holding(min(float(c.min()), -1e-12), max(float(c.max()), 1e-12), width) for c in weights.T]
+
+
+def column_codes(weights: np.ndarray, formats: Sequence[Fixed]) -> np.ndarray:
+    """Codes of [inner, columns] in the columns' formats."""
+    return np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
+
+
+def whole_bias(bias: np.ndarray, x: Fixed, formats: Sequence[Fixed]) -> np.ndarray:
+    """A number for each column as whole numbers of as many fraction bits as the products have."""
+    whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
+    return whole.astype(np.int64)
 
 
 def added_constant(node: ir.Node, columns: int) -> tuple[ir.Node, np.ndarray] | None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
+from lowerkit.graph.edit import uses_further_outputs
 from lowerkit.targets.fpga.constants import known
 from lowerkit.targets.fpga.kernels import layout
 from lowerkit.targets.fpga.lowering import Context, Converter, numbers
@@ -19,11 +20,11 @@ def _view(context: Context, node: ir.Node) -> None:
 
 def _dropout(context: Context, node: ir.Node) -> None:
     """Nothing, as long as nothing is trained."""
-    training = known(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    asked = len(node.inputs) > 2 and node.inputs[2] is not None
-    if asked and (training is None or bool(training.item())):
+    asked = node.inputs[2] if len(node.inputs) > 2 else None
+    training = known(asked)
+    if asked is not None and (training is None or bool(training.item())):
         raise UnsupportedError("no kernel for a dropout in training", node=describe_node(node))
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if uses_further_outputs(node):
         raise UnsupportedError("no kernel for a dropout's mask", node=describe_node(node))
     _view(context, node)
 

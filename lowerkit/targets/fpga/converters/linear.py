@@ -19,11 +19,13 @@ from lowerkit.targets.fpga.lowering import (
     Context,
     Converter,
     added_constant,
+    column_codes,
     column_formats,
     numbers,
     pads,
     pair,
     rectified,
+    whole_bias,
 )
 from lowerkit.targets.fpga.narrow_weights import coding
 
@@ -144,8 +146,7 @@ def _codes(context: Context, node: ir.Node, weights: np.ndarray) -> tuple[np.nda
         return coding(kind)(weights)
     if stored is None:
         fixed = column_formats(weights, context.weight_width)
-        codes = [f.quantise(column) for f, column in zip(fixed, weights.T, strict=True)]
-        return np.stack(codes, axis=1), list(fixed)
+        return column_codes(weights, fixed), list(fixed)
     # Laid out as the numbers are; a scale has to be that of its whole column.
     shape = stored.codes.shape
     whole, scales = stored.codes, np.broadcast_to(stored.scales, shape)
@@ -167,10 +168,10 @@ def _bias(
     """Whole numbers of as many fraction bits as the products have; the numbers themselves where a format is affine."""
     if bias is None:
         return None, None
-    if not all(isinstance(found, Fixed) for found in (x, y, *formats)):
-        return None, bias
-    whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
-    return whole.astype(np.int64), None
+    fixed = [f for f in formats if isinstance(f, Fixed)]
+    if isinstance(x, Fixed) and isinstance(y, Fixed) and len(fixed) == len(formats):
+        return whole_bias(bias, x, fixed), None
+    return None, bias
 
 
 CONVERTERS: Mapping[str, Converter] = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

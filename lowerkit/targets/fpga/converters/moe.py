@@ -16,7 +16,14 @@ from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels import moe
 from lowerkit.targets.fpga.kernels.linear import linear
 from lowerkit.targets.fpga.kernels.schedule import Built
-from lowerkit.targets.fpga.lowering import Context, Converter, column_formats, numbers
+from lowerkit.targets.fpga.lowering import (
+    Context,
+    Converter,
+    column_codes,
+    column_formats,
+    numbers,
+    whole_bias,
+)
 from lowerkit.targets.fpga.stages import STAGES, stage
 
 #: Weights that are brought each cycle, at most: a port of 256 bits has 16 of 16 bits.
@@ -66,9 +73,9 @@ def _experts(context: Context, node: ir.Node) -> None:
         return f"{context.name(node)}_{what}"
 
     formats = column_formats(gate, context.weight_width)
-    bias = _whole_bias(gate_bias, taken, formats) if gate_bias.any() else None
+    bias = whole_bias(gate_bias, taken, formats) if gate_bias.any() else None
     made = linear(
-        name("gate"), (tokens,), _codes(gate, formats), taken, formats, logits,
+        name("gate"), (tokens,), column_codes(gate, formats), taken, formats, logits,
         bias=bias, reuse=context.reuse_of(node, gate.size),
     )  # fmt: skip
     add(made, [x.value], [stage(node, "logits")])
@@ -91,10 +98,7 @@ def _experts(context: Context, node: ir.Node) -> None:
 
 def _fixed(context: Context, name: str) -> Fixed:
     """The format of a stage. Raises ValueError for one that is affine."""
-    found = context.formats[name]
-    if not isinstance(found, Fixed):
-        raise ValueError(f"there is no kernel of this kind for '{name}', {found}")
-    return found
+    return Port(name, (), context.formats[name]).fixed
 
 
 def _whole(most: int) -> Fixed:
@@ -107,18 +111,8 @@ def _products(context: Context, weights: np.ndarray, bias: np.ndarray, x: Fixed)
     """The codes of every expert's layer, each column with its own format."""
     flat = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
     formats = column_formats(flat, context.weight_width)
-    codes = _codes(flat, formats).reshape(weights.shape[1], weights.shape[0], -1).transpose(1, 0, 2)
-    return moe.Products(codes, formats, _whole_bias(bias.ravel(), x, formats).reshape(len(weights), -1))
-
-
-def _codes(weights: np.ndarray, formats: list[Fixed]) -> np.ndarray:
-    return np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
-
-
-def _whole_bias(bias: np.ndarray, x: Fixed, formats: list[Fixed]) -> np.ndarray:
-    """Whole numbers of as many fraction bits as the products have."""
-    whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
-    return whole.astype(np.int64)
+    codes = column_codes(flat, formats).reshape(weights.shape[1], weights.shape[0], -1).transpose(1, 0, 2)
+    return moe.Products(codes, formats, whole_bias(bias.ravel(), x, formats).reshape(len(weights), -1))
 
 
 CONVERTERS: Mapping[str, Converter] = {"MixtureOfExperts": _experts}

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
+from lowerkit.graph.edit import uses_further_outputs
 from lowerkit.targets.fpga.kernels import mean, pool
 from lowerkit.targets.fpga.kernels.window import Window
 from lowerkit.targets.fpga.lowering import Context, Converter, numbers, pads, pair
@@ -19,7 +20,7 @@ def _pool(context: Context, node: ir.Node) -> None:
     x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
     if len(x.shape) != 4 or x.shape[0] != 1 or node.attributes.get_int("ceil_mode", 0) != 0:
         raise UnsupportedError(f"no kernel for this pooling of {x.shape}", node=describe_node(node))
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if uses_further_outputs(node):
         raise UnsupportedError("no kernel for the places of maxima", node=describe_node(node))
     image, name = (x.shape[2], x.shape[3]), context.name(node)
     window = Window(
