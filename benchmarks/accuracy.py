@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy [--models minilm,vit,...] [--json FILE] [--markdown FILE]
 
 Exits with 1 when a bound is broken: with exact methods the artifact may differ from onnxruntime on the
-original by 1e-4 of the output's scale; with default methods top-1 agreement must be at least 99.5 %
+original by 2e-4 of the output's scale; with default methods top-1 agreement must be at least 99.5 %
 (classifiers) or cosine similarity 0.9999 (the others).
 """
 
@@ -26,7 +26,9 @@ from lowerkit.validation.results import OutputResult
 
 TITLE = "What lowering costs in accuracy"
 EXACT = {"softmax": "online", "gelu": "keep", "norm": "keep"}
-EXACT_LIMIT, AGREEMENT_LIMIT, COSINE_LIMIT = 1e-4, 0.995, 0.9999
+#: Rounding alone moves the text recogniser by 1e-4: on sharp drawn lines, two orders of the same sums in onnxruntime
+#: differ by 7e-5.
+EXACT_LIMIT, AGREEMENT_LIMIT, COSINE_LIMIT = 2e-4, 0.995, 0.9999
 COLUMNS = (
     Column("model", "{model}"),
     Column("methods", "{methods}"),

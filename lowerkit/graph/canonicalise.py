@@ -20,7 +20,7 @@ from onnx_ir.passes import common
 
 from lowerkit.graph.batch_norm import FoldBatchNorm
 from lowerkit.graph.conv_affine import FoldConvAffine
-from lowerkit.graph.fusions import activation, attention, norm, softmax
+from lowerkit.graph.fusions import activation, attention, moe, norm, softmax
 from lowerkit.graph.layout import SimplifyLayouts
 from lowerkit.graph.names import name_nodes
 from lowerkit.graph.no_ops import RemoveNoOps
@@ -131,6 +131,7 @@ PASSES: Sequence[Pass] = (
     norm.FuseNormScale(),
     norm.FuseLayerNormBias(),
     attention.FuseAttention(),
+    moe.FuseMixtureOfExperts(),
     activation.FuseRsqrt(),
     MergeDuplicates(),
     Clean(),

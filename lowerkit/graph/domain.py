@@ -16,7 +16,7 @@ from onnxscript import opset23, values
 DOMAIN = "lowerkit"
 VERSION = 1
 #: Operators of the domain that canonical graphs have, for want of standard ones; all others are methods'.
-CANONICAL = frozenset({"Rsqrt", "Silu"})
+CANONICAL = frozenset({"MixtureOfExperts", "Rsqrt", "Silu"})
 
 #: The opset that canonical graphs and function bodies are written in.
 OPSET = 23

@@ -23,3 +23,8 @@ def take_places(nodes: Sequence[ir.Node], made: ir.Node) -> None:
     last = nodes[-1]
     assert last.graph is not None
     ir.convenience.replace_nodes_and_values(last.graph, last, nodes, [made], last.outputs, made.outputs)
+
+
+def uses_further_outputs(node: ir.Node) -> bool:
+    """Whether anything reads an output of the node besides its first."""
+    return any(output.uses() or output.is_graph_output() for output in node.outputs[1:])

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from lowerkit.calibrate import Calibration
 from lowerkit.errors import PlanError
 from lowerkit.graph.domain import describe_node
+from lowerkit.graph.edit import uses_further_outputs
 from lowerkit.passes import registry
 from lowerkit.passes.base import Contract, Method
 from lowerkit.passes.registry import KEEP
@@ -111,7 +112,7 @@ def _refusal(cls: type[Method], node: ir.Node) -> str | None:
     dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     if dtype != ir.DataType.FLOAT:
         return f"works in float32, not {dtype.name.lower() if dtype is not None else 'an unknown type'}"
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if uses_further_outputs(node):
         return "computes the first output alone, and the graph uses another"
     return None
 

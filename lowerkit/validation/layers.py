@@ -131,7 +131,8 @@ def _choose(
         node = value.producer()
         if node is None or not ((node.name or "") in planned or node.op_type in LAYER_OPS):
             continue
-        value, name = _biased(value), _biased(value).name or ""
+        value = _whole(value)
+        name = value.name or ""
         if name in before and _dims(before[name]) == _dims(value):
             candidates.append(_Layer(name, value_bytes(value), node, (node.name or "") in planned))
     first = [i for i, layer in enumerate(candidates) if layer.planned]
@@ -141,8 +142,16 @@ def _choose(
     return [candidates[i] for i in sorted(chosen)], len(candidates) - len(chosen)
 
 
+def _whole(value: ir.Value) -> ir.Value:
+    """A layer's value with its bias and its Relu, which targets compute as one, where nothing else reads it."""
+    value = _biased(value)
+    uses = list(value.uses())
+    alone = len(uses) == 1 and not value.is_graph_output()
+    return uses[0].node.outputs[0] if alone and uses[0].node.op_type == "Relu" else value
+
+
 def _biased(value: ir.Value) -> ir.Value:
-    """The sum with a constant that alone reads a value: a layer with its bias, which targets compute as one."""
+    """The sum with a constant that alone reads a value."""
     uses = list(value.uses())
     if value.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
         return value

@@ -59,7 +59,8 @@ def validate(
         labels: [rows of all samples] integer classes, for accuracy.
         probe: runners of the artifact's code with intermediate values; without it, layers have method
             errors alone.
-        oracle: what the artifact's numbers have to be, bit for bit; samples that differ are counted.
+        oracle: what the artifact's numbers have to be, bit for bit, for samples stacked along a new axis; samples
+            that differ are counted.
         layers: measure layers and choices at all.
         synthetic: the samples were made up; only noted in the result.
 
@@ -72,6 +73,8 @@ def validate(
     outputs = _compare_outputs(
         original, lowered, exact or run, samples, labels, _counter(progress, "end to end", len(samples))
     )
+    if exact is not None:
+        exact.compare()
     few = samples[: LAYER_SAMPLES if layers else 0]
     canonical = canonical if canonical is not None else original
     found, left_out = compare_layers(
@@ -93,13 +96,32 @@ def validate(
 class _Exact:
     """Runs the artifact, and counts the samples in which any bit of an output is not the oracle's."""
 
+    #: Samples that the oracle gets at once.
+    BATCH = 64
+
     def __init__(self, run: Runner, oracle: Runner) -> None:
         self.run, self.oracle, self.differing = run, oracle, 0
+        self.waiting: list[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]] = []
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found, expected = self.run(inputs), self.oracle(inputs)
-        self.differing += any(value.tobytes() != expected[name].tobytes() for name, value in found.items())
+        found = self.run(inputs)
+        self.waiting.append((inputs, found))
+        if len(self.waiting) == self.BATCH:
+            self.compare()
         return found
+
+    def compare(self) -> None:
+        """Compare what waits."""
+        given, found = zip(*self.waiting, strict=True) if self.waiting else ((), ())
+        self.waiting = []
+        if not given:
+            return
+        expected = self.oracle({name: np.stack([each[name] for each in given]) for name in given[0]})
+        rows = {name: array.reshape(len(given), -1) for name, array in expected.items()}
+        self.differing += sum(
+            any(array.tobytes() != rows[name][i].tobytes() for name, array in each.items())
+            for i, each in enumerate(found)
+        )
 
 
 def _compare_outputs(

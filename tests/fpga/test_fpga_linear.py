@@ -13,6 +13,7 @@ from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.contract import constant_sums
 from lowerkit.targets.fpga.kernels.linear import linear, matmul
 from lowerkit.targets.fpga.kernels.schedule import split
+from lowerkit.targets.fpga.kernels.traffic import words_read
 from lowerkit.targets.fpga.lang.expr import Range
 from lowerkit.targets.fpga.lang.interpret import run
 
@@ -138,4 +139,48 @@ def test_printed_matmul(tmp_path, transposed: bool) -> None:
     kernel, _ = matmul("f", (2,), (3, 4, 6), X, Fixed(7, 0, False), Y, transposed=transposed, reuse=6)
     right = (2, 6, 4) if transposed else (2, 4, 6)
     inputs = {"a": codes(rng, (2, 3, 4), X, batch=6), "b": codes(rng, right, Fixed(7, 0, False), batch=6)}
+    np.testing.assert_array_equal(csim.run(kernel, inputs, tmp_path)["y"], run(kernel, inputs)["y"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_rows_at_once_change_no_bit_and_read_no_more(data: st.DataObject) -> None:
+    m, inner, n = (data.draw(st.integers(1, 7)) for _ in range(3))
+    lead = tuple(data.draw(st.lists(st.integers(1, 2), max_size=2)))
+    at_once, reuse = data.draw(st.integers(1, 8)), data.draw(st.sampled_from(divisors(n, inner)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    left, right = codes(rng, (*lead, m, inner), X, batch=3), codes(rng, (*lead, inner, n), W, batch=3)
+    one, several = (
+        matmul("f", lead, (m, inner, n), X, W, Y, reuse=reuse, at_once=rows) for rows in (1, at_once)
+    )
+    given_codes = {"a": left, "b": right}
+    np.testing.assert_array_equal(run(several[0], given_codes)["y"], run(one[0], given_codes)["y"])
+    groups, rows = -(-m // at_once), min(at_once, m)
+    assert several[1].cycles == reuse * groups * int(np.prod(lead))
+    assert several[1].multipliers == rows * one[1].multipliers
+    if reuse > 1:  # Otherwise b is read once and held.
+        before, after = words_read(one[0])["b"], words_read(several[0])["b"]
+        assert before * several[1].cycles == after * one[1].cycles
+    w = codes(rng, (inner, n), W)
+    first, second = (linear("f", (*lead, m), w, X, W, Y, reuse=reuse, at_once=r)[0] for r in (1, at_once))
+    np.testing.assert_array_equal(run(second, {"x": left})["y"], run(first, {"x": left})["y"])
+
+
+def test_words_read_at_both_ends_of_reuse() -> None:
+    def read(reuse: int, at_once: int) -> tuple[int, int]:
+        found = words_read(matmul("f", (), (6, 4, 8), X, W, Y, reuse=reuse, at_once=at_once)[0])
+        return found["a"], found["b"]
+
+    # A row of a is read once and held while all columns pass; b passes for every group of rows.
+    assert read(8, 1) == (6 * 4, 6 * 4 * 8)
+    assert read(8, 3) == (6 * 4, 2 * 4 * 8)
+    assert read(8, 4) == (2 * 4 * 4, 2 * 4 * 8)
+    assert read(1, 1) == (6 * 4, 4 * 8)
+
+
+@pytest.mark.parametrize(("reuse", "at_once"), [(1, 2), (6, 4), (24, 3)])
+def test_printed_rows_at_once(tmp_path, reuse: int, at_once: int) -> None:
+    rng = np.random.default_rng(3)
+    kernel, _ = matmul("f", (2,), (5, 4, 6), X, W, Y, reuse=reuse, at_once=at_once)
+    inputs = {"a": codes(rng, (2, 5, 4), X, batch=6), "b": codes(rng, (2, 4, 6), W, batch=6)}
     np.testing.assert_array_equal(csim.run(kernel, inputs, tmp_path)["y"], run(kernel, inputs)["y"])

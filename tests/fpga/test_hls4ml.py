@@ -338,6 +338,14 @@ def test_outputs_that_graphs_of_hls4ml_cannot_say_are_refused(tmp_path: Path) ->
             open_design(Design("d", (x,), outputs, ports, views, (layer,)), tmp_path)
 
 
+def test_layers_that_share_a_kernel_are_refused(tmp_path: Path) -> None:
+    kernel, schedule = elementwise.relu("unit", (6,), DEFAULT, DEFAULT)
+    x, y = (Port(name, (6,), DEFAULT) for name in "xy")
+    layer = Layer("l0", "first", "MatMul", kernel, ("x",), ("y",), schedule, job=0)
+    with pytest.raises(UnsupportedError, match="node 'first': several layers share its kernel"):
+        open_design(Design("d", (x,), (y,), {"x": x, "y": y}, {}, (layer,)), tmp_path)
+
+
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an artifact"):
         open_design(tmp_path, tmp_path / "project")

@@ -22,7 +22,7 @@ from lowerkit.targets.fpga.formats import Affine, Fixed, Format
 from lowerkit.targets.fpga.kernels.linear import linear
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.narrow_weights import SCALE_BITS, coding
-from lowerkit.targets.fpga.target import FpgaTarget, _design
+from lowerkit.targets.fpga.target import FpgaTarget
 
 
 def numbers(codes: np.ndarray, formats: list[Format]) -> np.ndarray:
@@ -93,7 +93,7 @@ def _designed(path: Path, samples: list[np.ndarray], options: dict[str, object])
     target = FpgaTarget()
     model = pipeline.canonical_graph(lowerkit.load(str(path)), target, Stages())
     completed = target.complete(model, [{"x": x} for x in samples], options)
-    return model, completed, _design(model, completed)
+    return model, completed, FpgaTarget().design(model, completed)
 
 
 def test_a_plan_chooses_the_weights_of_a_node(tmp_path: Path) -> None:

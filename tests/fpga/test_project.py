@@ -53,10 +53,7 @@ def codes(count: int) -> dict[str, np.ndarray]:
 
 def description(design: Design) -> dict:
     ports = {"inputs": design.inputs, "outputs": design.outputs}
-    return {
-        kind: [{"name": p.value, "shape": p.shape, "format": str(p.format)} for p in found]
-        for kind, found in ports.items()
-    }
+    return {kind: [p.described() for p in found] for kind, found in ports.items()}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from lowerkit.reference import Reference
 from lowerkit.targets.fpga.design import Design, codes_of, simulate
 from lowerkit.targets.fpga.formats import Affine
 from lowerkit.targets.fpga.graph_formats import stated
-from lowerkit.targets.fpga.target import FpgaTarget, _design
+from lowerkit.targets.fpga.target import FpgaTarget
 
 
 def lowered(path: Path, samples: list[np.ndarray]) -> tuple[ir.Model, dict[str, object], Design]:
@@ -29,7 +29,7 @@ def lowered(path: Path, samples: list[np.ndarray]) -> tuple[ir.Model, dict[str, 
     target = FpgaTarget()
     model = pipeline.canonical_graph(lowerkit.load(str(path)), target, Stages())
     options = target.complete(model, [{"x": x} for x in samples], {})
-    return model, options, _design(model, options)
+    return model, options, FpgaTarget().design(model, options)
 
 
 def check(path: Path, samples: list[np.ndarray], tmp_path: Path, simulated: int = 200) -> tuple[int, int]:
@@ -93,7 +93,7 @@ def test_an_mlp_of_qonnx_is_honoured_exactly(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     differing, total = check(path, [models.f32(rng, 1, 10) for _ in range(80)], tmp_path)
     assert differing <= total // 100
-    layers = json.loads((tmp_path / "out" / "fpga.json").read_text())["layers"]
+    layers = json.loads((tmp_path / "out" / "fpga.json").read_text())["cost"]["layers"]
     third = next(layer for layer in layers if layer["node"] == "fc3")
     # 36 weights of one bit; what remains are thresholds or multipliers of columns.
     assert third["multipliers"] <= 4
@@ -216,4 +216,4 @@ def test_a_plan_cannot_move_what_the_graph_quantises(tmp_path: Path) -> None:
     model, options, _ = lowered(path, [x])
     formats = {**options["formats"], "a1": "uint3<0.5,0>"}  # type: ignore[dict-item]
     with pytest.raises(PlanError, match="itself quantises value 'a1'"):
-        _design(model, {**options, "formats": formats})
+        FpgaTarget().design(model, {**options, "formats": formats})

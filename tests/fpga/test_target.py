@@ -214,6 +214,42 @@ def test_masked_logits_weigh_nothing(tmp_path: Path) -> None:
     np.testing.assert_allclose(y[0, 1, :3], 1 / 3, atol=1e-3)
 
 
+def test_powers_over_their_sum_are_one_layer(tmp_path: Path) -> None:
+    """As a model trained with them spells them: (x / 2)^2 / (0.001 + sum (x / 2)^2)."""
+    text = """(float[1,3,8] x) => (float[1,3,8] y) {
+        c = Constant <value_float = 2.0> ()
+        s = Div (x, c)
+        p = Pow (s, c)
+        axes = Constant <value_ints = [-1]> ()
+        t = ReduceSum <keepdims = 1> (p, axes)
+        e = Constant <value_float = 0.001> ()
+        d = Add (t, e)
+        y = Div (p, d)
+    }"""
+    ir.save(parse(text), tmp_path / "m.onnx")
+    x = _normal(16, 3, 8, scale=1.0)
+    np.savez(tmp_path / "x.npz", x=x)
+    found = lowerkit.compile(tmp_path / "m.onnx", tmp_path / "a", "fpga", calibration=tmp_path / "x.npz")
+    q = np.square(x[:1] / 2)
+    np.testing.assert_allclose(
+        found.run({"x": x[:1]})["y"], q / (0.001 + q.sum(-1, keepdims=True)), atol=1e-3
+    )
+    layers = json.loads((found.directory / "fpga.json").read_text())["layers"]
+    assert [layer["op"] for layer in layers] == ["Pow"]
+
+
+def test_sums_over_an_axis(tmp_path: Path) -> None:
+    text = """(float[1,3,8] x) => (float[1,8] y) {
+        axes = Constant <value_ints = [1]> ()
+        y = ReduceSum <keepdims = 0> (x, axes)
+    }"""
+    ir.save(parse(text), tmp_path / "m.onnx")
+    x = _normal(16, 3, 8, scale=1.0)
+    np.savez(tmp_path / "x.npz", x=x)
+    found = lowerkit.compile(tmp_path / "m.onnx", tmp_path / "a", "fpga", calibration=tmp_path / "x.npz")
+    np.testing.assert_allclose(found.run({"x": x[:1]})["y"], x[:1].sum(1), atol=1e-3)
+
+
 def test_ids_read_rows_of_an_embedding(tmp_path: Path) -> None:
     text = """(int64[1,5] ids) => (float[1,5,4] y) { e = Gather (table, ids) y = Relu (e) }"""
     table = _normal(11, 4)
@@ -254,6 +290,24 @@ def test_the_exported_inputs_saturate(artifact: lowerkit.Artifact) -> None:
     np.testing.assert_array_equal(artifact.run({"x": x})["y"], top)
     with pytest.raises(LowerkitError, match="NaN"):
         artifact.run({"x": np.full((1, 6, 8), np.nan, np.float32)})
+
+
+def test_the_artifact_runs_alone(
+    artifact: lowerkit.Artifact, block: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """By its own script, which imports nothing but numpy."""
+    script = artifact.directory / "run.py"
+    blocked = "import sys; sys.modules['lowerkit'] = None; sys.argv = sys.argv[1:]; import runpy; "
+    code = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(script), str(block[1]), str(tmp_path / "y.npz")]
+    subprocess.run(command, check=True)
+    with np.load(block[1]) as given, np.load(tmp_path / "y.npz") as found:
+        expected = [artifact.run({"x": x[None]})["y"] for x in given["x"]]
+        np.testing.assert_array_equal(found["y"], np.concatenate(expected))
+    np.savez(tmp_path / "bad.npz", x=np.full((1, 6, 8), np.nan, np.float32))
+    done = subprocess.run([*command[:-2], str(tmp_path / "bad.npz"), "y.npz"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "has NaN" in done.stderr
 
 
 def test_the_target_describes_its_options() -> None:

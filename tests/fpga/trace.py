@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lowerkit.targets.fpga.lang.access import limited
 from lowerkit.targets.fpga.lang.expr import Array, Binary, BitLength, Const, Expr, Load, Select, Slice, Var
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update, When
 
 _PLAIN = {
     "add": lambda a, b: a + b,
@@ -70,17 +71,21 @@ class _Run:
                 straight = False
                 outermost = statement.pipeline and not pipelined
                 self.trace.fills += outermost
+                guard = None if pipelined else limited(statement)
                 for i in range(statement.count):
                     self.values[statement.counter] = i
+                    if guard is not None and not self.value(guard.condition):
+                        break
                     if outermost:
                         self.trace.cycles += 1
                         self.here = {}
                         self.trace.iterations.append(self.here)
-                    self.block(statement.body, pipelined or statement.pipeline)
+                    inside = statement.body if guard is None else guard.body
+                    self.block(inside, pipelined or statement.pipeline)
                     if outermost:
                         self.here = None
                 continue
-            if isinstance(statement, (Let, Update, Store)) and not pipelined and not straight:
+            if isinstance(statement, (Let, Update, Store, When)) and not pipelined and not straight:
                 self.trace.cycles, straight = self.trace.cycles + 1, True
             self.loads = 0
             self.at_statement = statement
@@ -93,6 +98,10 @@ class _Run:
                 place = self.place(statement.array, statement.indices)
                 self.touch(statement.array, place, True)
                 self.memory(statement.array)[place] = number
+            elif isinstance(statement, When):
+                straight = False
+                if self.value(statement.condition):
+                    self.block(statement.body, pipelined)
 
     def memory(self, array: Array) -> np.ndarray:
         return self.trace.memory.setdefault(array, np.zeros(math.prod(array.shape), np.int64))

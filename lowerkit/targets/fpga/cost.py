@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowerkit.errors import UnsupportedError
@@ -29,7 +29,8 @@ class LayerCost:
     """Of one process of the network; bits are of memory.
 
     Attributes:
-        parameters: constants at addresses that loops make: weights, biases, shifts.
+        parameters: constants at addresses that loops make: weights, biases, shifts; all constants of a unit that
+            layers share. Its memory and multipliers are counted with the first of them.
         tables: constant arrays at addresses that data make.
         products: multipliers by their operands' widths in bits, signs included.
         blocks: multiplier blocks that those take on the device.
@@ -56,7 +57,7 @@ class LayerCost:
 @dataclass(frozen=True)
 class Cost:
     """Of a design. A sample enters every `interval` cycles; `latency` is that of one alone, along the longest way,
-    as if no two processes on it overlapped."""
+    as if no two processes on it overlapped. Where layers share a unit, no two processes do, and both are the sum."""
 
     layers: tuple[LayerCost, ...]
     channels: tuple[Channel, ...]
@@ -162,8 +163,15 @@ def cost_table(found: Mapping[str, Any]) -> CostTable:
 def cost(net: Network, device: Device | None = None) -> Cost:
     """The design's cost; multiplier blocks are those of `device`, or of the default one."""
     chosen = device or DEFAULT
-    layers = [_layer(p, chosen) for p in net.processes]
+    layers: list[LayerCost] = []
+    counted: set[str] = set()
+    for p in net.processes:
+        found = _layer(p, chosen)
+        layers.append(_again(found) if p.kernel.name in counted else found)
+        counted.add(p.kernel.name)
     cycles = {la.name: la.cycles for la in layers}
+    if net.units:
+        return Cost(tuple(layers), net.channels, sum(cycles.values()), sum(cycles.values()), chosen)
     finish: dict[str, int] = {}
     for p in net.processes:
         before = [finish[c.writer] for c in net.channels if c.reader == p.name]
@@ -188,7 +196,9 @@ def blocks(widths: tuple[int, int], operands: tuple[int, int]) -> int:
 def _layer(process: Process, device: Device) -> LayerCost:
     kernel, layer = process.kernel, process.layer
     counted = count(kernel)
-    data = [a for a in kernel.constants if _by_data(kernel, a)]
+    # Addresses within a unit's weights are made of its job's sizes.
+    shared = layer is not None and layer.job is not None
+    data = [] if shared else [a for a in kernel.constants if _by_data(kernel, a)]
     weights = [a for a in kernel.constants if a not in data]
     local = [s.array for s in statements(kernel.body) if isinstance(s, Local)]
     widths = Counter[tuple[int, int]]()
@@ -208,8 +218,23 @@ def _layer(process: Process, device: Device) -> LayerCost:
         {f"{a}x{b}": widths[a, b] for a, b in sorted(widths)},
         sum(number * blocks(each, device.operands) for each, number in widths.items()),
         layer.schedule.ii if layer else 1,
-        counted.cycles,
-        counted.fills,
+        layer.schedule.cycles if layer else counted.cycles,
+        layer.schedule.fills if layer else counted.fills,
+    )
+
+
+def _again(found: LayerCost) -> LayerCost:
+    """A layer whose unit is counted already."""
+    return replace(
+        found,
+        parameters=0,
+        parameter_bits=0,
+        tables=0,
+        table_bits=0,
+        local_bits=0,
+        multipliers=0,
+        products={},
+        blocks=0,
     )
 
 

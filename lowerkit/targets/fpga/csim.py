@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lowerkit.errors import ArtifactError, ToolError
-from lowerkit.targets.fpga.design import Port, decoded, encoded
-from lowerkit.targets.fpga.formats import parse
-
-PROGRAM = "testbench"
+from lowerkit.errors import ArtifactError, DataError, ToolError
+from lowerkit.targets.fpga import runner
+from lowerkit.targets.fpga.runner import PROGRAM
 
 
 def build(directory: Path) -> None:
@@ -43,39 +40,22 @@ class CsimRunner:
     """Runs a built C-simulation on numbers: they become codes, and the outputs' codes become numbers."""
 
     def __init__(self, directory: Path, description: Mapping[str, Any]) -> None:
-        """`description` is that of `fpga.json`: inputs and outputs by name, shape and format."""
-        self.directory = directory
-        self.inputs, self.outputs = (
-            [Port(p["name"], tuple(p["shape"]), parse(p["format"])) for p in description[kind]]
-            for kind in ("inputs", "outputs")
-        )
+        """`description` is that of `fpga.json`: inputs and outputs by name, shape and codes."""
+        self.directory, self.description = directory, description
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of one sample or more, float32."""
-        found = self.codes({p.value: encoded(p, inputs[p.value]) for p in self.inputs})
-        return {p.value: decoded(p, found[p.value]) for p in self.outputs}
+        """The outputs of one sample or more, float32. Raises DataError, ArtifactError."""
+        ports = self.description
+        try:
+            given = {p["name"]: runner.encoded(p, inputs[p["name"]]) for p in ports["inputs"]}
+        except runner.RunError as error:
+            raise DataError(str(error)) from None
+        found = self.codes(given)
+        return {p["name"]: runner.decoded(p, found[p["name"]]) for p in ports["outputs"]}
 
     def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Codes of the outputs, int64 [samples, *shape], for those of the inputs. Raises ArtifactError."""
-        rows = np.concatenate([codes[p.value].reshape(-1, p.size) for p in self.inputs], axis=1).astype("<i8")
-        sizes = [p.size for p in self.outputs]
-        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-            given, found = Path(scratch, "in"), Path(scratch, "out")
-            given.write_bytes(rows.tobytes())
-            done = subprocess.run(
-                [str(self.directory / PROGRAM), str(given), str(found), str(len(rows))],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0 or not found.is_file():
-                reason = done.stderr.strip()[:200]
-                raise ArtifactError(f"the C-simulation failed with status {done.returncode}: {reason}")
-            results = np.frombuffer(found.read_bytes(), "<i8")
-        if results.size != len(rows) * sum(sizes):
-            raise ArtifactError(f"the C-simulation wrote {results.size} codes, not {len(rows) * sum(sizes)}")
-        parts = np.split(results.reshape(len(rows), -1), np.cumsum(sizes)[:-1], axis=1)
-        return {
-            p.value: part.reshape(-1, *p.shape).astype(np.int64)
-            for p, part in zip(self.outputs, parts, strict=True)
-        }
+        try:
+            return runner.simulate(self.directory, self.description, codes)
+        except runner.RunError as error:
+            raise ArtifactError(str(error)) from None

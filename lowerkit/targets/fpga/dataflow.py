@@ -14,6 +14,9 @@ sample, is a possible order; a network of processes that do not look at whether 
 codes in every order (Kahn, The semantics of a simple language for parallel programming, 1974), and does not stop
 before. On a path that is shorter by s blocks than the longest one between the same processes, channels have s blocks
 more: with them all processes work on different samples at the same time.
+
+Processes of a dataflow region cannot share a function. Where layers share a unit, all run one after the other, and
+every value is a plain buffer, which any number of layers read.
 """
 
 from __future__ import annotations
@@ -56,8 +59,9 @@ class Channel:
 
     Attributes:
         range, size: of its codes.
-        kind: `fifo` or `pipo`.
-        depth: codes of a fifo, blocks of a pipo.
+        writer, reader: processes; several may read a buffer.
+        kind: `fifo` or `pipo`; `buffer` where processes run one after the other.
+        depth: codes of a fifo, blocks of a pipo or buffer.
         banks: how it is split over memories; fifos are not.
         reason: why it is of this kind, for those who read the description.
     """
@@ -75,22 +79,28 @@ class Channel:
     @property
     def bits(self) -> int:
         """Of memory."""
-        return self.range.bits * self.depth * (self.size if self.kind == "pipo" else 1)
+        return self.range.bits * self.depth * (1 if self.kind == "fifo" else self.size)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Processes in an order in which they can run, the channels between them, and the C names of the ports."""
+    """Processes in an order in which they can run, the channels between them, and the C names of the ports.
+
+    Attributes:
+        units: the functions that several layers share. With them, processes run one after the other.
+    """
 
     processes: tuple[Process, ...]
     channels: tuple[Channel, ...]
     ports: Mapping[str, str]
+    units: tuple[str, ...] = ()
 
 
 def network(design: Design) -> Network:
     """The design as a dataflow network. Raises UnsupportedError for a value that nothing reads."""
     found = _Wiring(design)
-    return Network(tuple(found.processes), _channels(found), found.ports)
+    channels = _buffers(found) if found.units else _channels(found)
+    return Network(tuple(found.processes), channels, found.ports, found.units)
 
 
 def copy(name: str, size: int, codes: Range, count: int = 1) -> Kernel:
@@ -111,11 +121,14 @@ class _Wiring:
     def __init__(self, design: Design) -> None:
         self.design = design
         self.processes: list[Process] = []
-        self.names: set[str] = {design.name}
+        self.units = tuple(dict.fromkeys(la.kernel.name for la in design.layers if la.job is not None))
+        self.names: set[str] = {design.name, *self.units}
         self.readers = self._readers()
         self.ports = {p.value: self.name(f"v_{p.value}") for p in (*design.inputs, *design.outputs)}
         #: The channel that each reader of a value takes, in order.
         self.given: dict[str, list[str]] = {}
+        #: Of channels, in codes.
+        self.sizes: dict[str, int] = {}
         for port in design.inputs:
             kernel = copy(self.name(f"load_{port.value}"), port.size, port.format.range)
             self.processes.append(
@@ -155,7 +168,7 @@ class _Wiring:
     def written(self, value: str, process: Process) -> Process:
         """The process with a new channel for a value that it writes."""
         channel = self.name(f"c_{value}")
-        self.given[value] = [channel]
+        self.given[value], self.sizes[channel] = [channel], self.design.values[value].size
         return Process(
             process.name,
             process.kind,
@@ -166,14 +179,15 @@ class _Wiring:
         )
 
     def fork(self, value: str) -> None:
-        """Copies, where there are several readers."""
+        """Copies, where there are several readers; a buffer has any number of them."""
         count = self.readers.get(value, 0)
         if count == 0:
             raise UnsupportedError(
                 f"nothing reads value '{value}', and hardware would wait for a reader",
                 hint="remove it from the graph, or make it an output",
             )
-        if count == 1:
+        if count == 1 or self.units:
+            self.given[value] *= count
             return
         port = self.design.values[value]
         kernel = copy(self.name(f"fork_{value}"), port.size, port.format.range, count)
@@ -210,6 +224,40 @@ def _channels(wiring: _Wiring) -> tuple[Channel, ...]:
             depth, spread = (size * (1 + slack) if name in looped else min(COUPLING, size)), SINGLE
         found.append(
             Channel(name, writers[name].array.range, size, writer, reader, kind, depth, spread, reason)
+        )
+    return tuple(found)
+
+
+def _buffers(wiring: _Wiring) -> tuple[Channel, ...]:
+    """One for each value, split over memories as all that touch it ask."""
+    writers: dict[str, _End] = {}
+    readers: dict[str, list[_End]] = {}
+    for p in wiring.processes:
+        if p.kind != "load":
+            # A unit's last input, its job, is no channel.
+            for name, array in zip(p.reads, p.kernel.inputs, strict=p.layer is None or p.layer.job is None):
+                readers.setdefault(name, []).append(_End(p, array))
+        if p.kind != "store":
+            writers.update({n: _End(p, a) for n, a in zip(p.writes, p.kernel.outputs, strict=True)})
+    found = []
+    for name, writer in writers.items():
+        ends, size, spread = [writer, *readers[name]], wiring.sizes[name], SINGLE
+        for end in ends:
+            spread = spread.union(banks(end.process.kernel, end.array, flat=True)[0])
+        if spread.factor >= size:
+            spread = Banks(size, True, spread.proven)
+        found.append(
+            Channel(
+                name,
+                writer.array.range,
+                size,
+                writer.process.name,
+                ", ".join(end.process.name for end in ends[1:]),
+                "buffer",
+                1,
+                spread,
+                "processes run one after the other",
+            )
         )
     return tuple(found)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lowerkit.errors import DataError
+from lowerkit.targets.fpga import runner
 from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.schedule import Schedule
 from lowerkit.targets.fpga.lang.interpret import run
@@ -38,6 +40,18 @@ class Port:
         """The number of codes."""
         return math.prod(self.shape)
 
+    def described(self) -> dict[str, Any]:
+        """What a runner has to know: a code k stands for step (k - zero), and `codes` are the least and greatest."""
+        form = self.format
+        return {
+            "name": self.value,
+            "shape": list(self.shape),
+            "format": str(form),
+            "step": float(form.scale),
+            "zero": form.zero,
+            "codes": [form.range.low, form.range.high],
+        }
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -48,6 +62,8 @@ class Layer:
         node, op: of the graph, for reports; several nodes may have become one layer.
         reads, writes: the values that the kernel's inputs and outputs are, in order.
         schedule: what it costs.
+        job: where several layers share a kernel, the number that is its last input. Such a kernel's arrays are those
+            of its largest layer, and others use the beginning.
     """
 
     name: str
@@ -57,6 +73,7 @@ class Layer:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     schedule: Schedule
+    job: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,10 @@ class Design:
     views: Mapping[str, str]
     layers: tuple[Layer, ...]
 
+    def kernels(self) -> list[Layer]:
+        """A layer for each kernel, the first one where several share it."""
+        return list({layer.kernel.name: layer for layer in reversed(self.layers)}.values())[::-1]
+
     def stored(self, value: str) -> str:
         """The value whose codes a value's are."""
         while value in self.views:
@@ -84,14 +105,10 @@ class Design:
 
 def codes_of(design: Design, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The design's inputs as codes, int64 [batch, ...], rounded half to even and saturated."""
-    return {port.value: encoded(port, inputs[port.value]) for port in design.inputs}
-
-
-def encoded(port: Port, numbers: np.ndarray) -> np.ndarray:
-    """Numbers as a port's codes, int64 [samples, *shape]. Raises DataError for NaN."""
-    if np.isnan(numbers).any():
-        raise DataError(f"input '{port.value}' has NaN, which fixed point does not know")
-    return port.format.quantise(np.asarray(numbers)).reshape(-1, *port.shape)
+    try:
+        return {p.value: runner.encoded(p.described(), np.asarray(inputs[p.value])) for p in design.inputs}
+    except runner.RunError as error:
+        raise DataError(str(error)) from None
 
 
 def simulate(
@@ -107,27 +124,29 @@ def simulate(
     for start in range(0, count, BATCH):
         values = {name: array[start : start + BATCH] for name, array in codes.items()}
         for layer in design.layers:
-            given = {
-                array.name: values[design.stored(value)].reshape(-1, *array.shape)
-                for array, value in zip(layer.kernel.inputs, layer.reads, strict=True)
-            }
-            found = run(layer.kernel, given)
+            found = run(layer.kernel, _given(layer, [values[design.stored(value)] for value in layer.reads]))
             for array, value in zip(layer.kernel.outputs, layer.writes, strict=True):
-                values[value] = found[array.name]
+                port = design.values[value]
+                # All of it, but for a kernel that layers of different sizes share.
+                values[value] = found[array.name].reshape(len(found[array.name]), -1)[:, : port.size]
         for name in names:
             shape = design.values[name].shape
             parts[name].append(values[design.stored(name)].reshape(-1, *shape))
     return {name: np.concatenate(found) for name, found in parts.items()}
 
 
+def _given(layer: Layer, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """A kernel's inputs, [batch, ...]."""
+    inputs, batch = layer.kernel.inputs, len(arrays[0])
+    if layer.job is None:
+        return {a.name: codes.reshape(-1, *a.shape) for a, codes in zip(inputs, arrays, strict=True)}
+    found = {inputs[-1].name: np.full((batch, 1), layer.job, np.int64)}
+    for array, codes in zip(inputs[:-1], arrays, strict=True):
+        found[array.name] = np.zeros((batch, *array.shape), np.int64)
+        found[array.name][:, : codes[0].size] = codes.reshape(batch, -1)
+    return found
+
+
 def numbers_of(design: Design, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What codes stand for, float32, in the graph's shapes."""
-    return {name: decoded(design.values[name], k) for name, k in codes.items()}
-
-
-def decoded(port: Port, codes: np.ndarray) -> np.ndarray:
-    """The numbers of a port, float32: of one sample in the graph's shape, of more along its leading axis of 1."""
-    numbers = port.format.dequantise(codes).astype(np.float32)
-    if len(numbers) == 1:
-        return numbers.reshape(port.shape)
-    return numbers.reshape(-1, *(port.shape[1:] if port.shape[:1] == (1,) else port.shape))
+    return {name: runner.decoded(design.values[name].described(), k) for name, k in codes.items()}

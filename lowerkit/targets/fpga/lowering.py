@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.layout import reshape
 from lowerkit.targets.fpga.kernels.schedule import Built, least_reuse
+from lowerkit.targets.fpga.kernels.unit import Job
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Context:
         reuse: by node name, how often each multiplier of a layer is used.
         weights: by node name, the kind of format that its weights have instead; see `narrow_weights`.
         multipliers: how many a layer of which `reuse` says nothing may have.
+        parallel: by node name, how many rows of a product are computed at once, 1 elsewhere.
+        jobs: by layer, what a linear layer computes, for a unit that many share.
     """
 
     formats: Mapping[str, Format]
@@ -44,10 +47,12 @@ class Context:
     reuse: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     multipliers: int = 64
+    parallel: Mapping[str, int] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     done: set[ir.Node] = field(default_factory=set)
+    jobs: dict[str, Job] = field(default_factory=dict)
 
     def port(self, value: ir.Value | None) -> Port:
         """The port of a value, made on first use."""
@@ -68,7 +73,12 @@ class Context:
     def reuse_of(self, node: ir.Node, products: int) -> int:
         """How often each multiplier of a layer is used, of which an output position needs `products` products."""
         given = self.reuse.get(node.name or "")
-        return least_reuse(products, self.multipliers) if given is None else given
+        each = max(self.multipliers // self.at_once(node), 1)
+        return least_reuse(products, each) if given is None else given
+
+    def at_once(self, node: ir.Node) -> int:
+        """How many rows of a product are computed at once."""
+        return self.parallel.get(node.name or "", 1)
 
     def add(self, node: ir.Node, built: Built, reads: list[ir.Value | None], write: ir.Value) -> None:
         """A layer of a node."""
@@ -185,9 +195,36 @@ def alone(value: ir.Value, op_type: str) -> ir.Node | None:
     return uses[0].node
 
 
+def rectified(context: Context, value: ir.Value) -> ir.Value:
+    """The output of the Relu that alone reads a value, where its format has no negative numbers; else the value.
+
+    A layer that writes codes of that format saturates at 0: that is the Relu, and the value before it, which may be far
+    wider, has no format.
+    """
+    relu = alone(value, "Relu")
+    if relu is None:
+        return value
+    form = context.formats.get(relu.outputs[0].name or "")
+    if not isinstance(form, Fixed) or form.signed:
+        return value
+    context.done.add(relu)
+    return relu.outputs[0]
+
+
 def column_formats(weights: np.ndarray, width: int) -> list[Fixed]:
     """For each column of [inner, columns] the format of `width` bits that holds it with the most fraction bits."""
     return [Fixed.holding(min(float(c.min()), -1e-12), max(float(c.max()), 1e-12), width) for c in weights.T]
+
+
+def column_codes(weights: np.ndarray, formats: Sequence[Fixed]) -> np.ndarray:
+    """Codes of [inner, columns] in the columns' formats."""
+    return np.stack([f.quantise(column) for f, column in zip(formats, weights.T, strict=True)], axis=1)
+
+
+def whole_bias(bias: np.ndarray, x: Fixed, formats: Sequence[Fixed]) -> np.ndarray:
+    """A number for each column as whole numbers of as many fraction bits as the products have."""
+    whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
+    return whole.astype(np.int64)
 
 
 def added_constant(node: ir.Node, columns: int) -> tuple[ir.Node, np.ndarray] | None:

@@ -68,10 +68,10 @@ def write_project(
     """
     net, chosen = net or network(design), interfaces.interface(interface)
     (directory / "layers").mkdir(parents=True)
-    for layer in design.layers:
+    for layer in design.kernels():
         declared, defined = _layer(layer)
-        _write(directory / "layers" / f"{layer.name}.h", declared)
-        _write(directory / "layers" / f"{layer.name}.cpp", defined)
+        _write(directory / "layers" / f"{layer.kernel.name}.h", declared)
+        _write(directory / "layers" / f"{layer.kernel.name}.cpp", defined)
     _write(directory / "lowerkit.h", _helpers(chosen))
     _write(directory / f"{design.name}.h", top.header(design, net, chosen))
     _write(directory / f"{design.name}.cpp", top.top(design, net, chosen))
@@ -117,18 +117,22 @@ def _helpers(chosen: Interface) -> str:
 
 
 def _layer(layer: Layer) -> tuple[str, str]:
-    """A layer's header and its source."""
-    kernel = layer.kernel
-    about = [f"// Layer {layer.name}: {layer.op}, node '{layer.node}'."]
-    for kind, arrays, values in (("in", kernel.inputs, layer.reads), ("out", kernel.outputs, layer.writes)):
-        for array, value in zip(arrays, values, strict=True):
-            shape = " x ".join(map(str, array.shape)) or "1"
-            about.append(
-                f"// {kind:3} {array.name}: {shape}, codes from {array.range.low} to {array.range.high}, '{value}'"
-            )
-    declared = [*about, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {layer.name} {{"]
+    """The header and the source of a layer, or of the unit that it shares."""
+    kernel, name = layer.kernel, layer.kernel.name
+    about = [f"// Layer {name}: {layer.op}, node '{layer.node}'."]
+    values: list[str] = [f", '{value}'" for value in (*layer.reads, *layer.writes)]
+    if layer.job is not None:
+        about = [f"// {name}: {layer.op} of several nodes. Arrays are those of the largest one."]
+        values = [""] * (len(values) + 1)
+    kinds = ["in"] * len(kernel.inputs) + ["out"] * len(kernel.outputs)
+    for kind, array, value in zip(kinds, (*kernel.inputs, *kernel.outputs), values, strict=True):
+        shape = " x ".join(map(str, array.shape)) or "1"
+        about.append(
+            f"// {kind:3} {array.name}: {shape}, codes from {array.range.low} to {array.range.high}{value}"
+        )
+    declared = [*about, "#pragma once", '#include "../lowerkit.h"', "", f"namespace {name} {{"]
     declared += [f"{cpp.signature(kernel)};", "}", ""]
-    defined = [f'#include "../lowerkit.h"\n#include "{layer.name}.h"', "", f"namespace {layer.name} {{"]
+    defined = [f'#include "../lowerkit.h"\n#include "{name}.h"', "", f"namespace {name} {{"]
     constants = cpp.constants(kernel)
     defined += [*([constants, ""] if constants else []), cpp.function(kernel), "}", ""]
     return "\n".join(declared), "\n".join(defined)
@@ -162,7 +166,8 @@ def _units(directory: Path, design: Design) -> int:
 
     To compile each layer for itself would repeat the types' headers, to compile all at once leaves processors idle.
     """
-    sizes = {la.name: (directory / "layers" / f"{la.name}.cpp").stat().st_size for la in design.layers}
+    names = [layer.kernel.name for layer in design.kernels()]
+    sizes = {name: (directory / "layers" / f"{name}.cpp").stat().st_size for name in names}
     units: list[list[str]] = [[] for _ in range(min(UNITS, 1 + sum(sizes.values()) // SHARE))]
     loads = [0] * len(units)
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -221,7 +226,8 @@ clean: tidy
 
 
 def _tcl(design: Design, part: str, clock_ns: float, count: int) -> str:
-    sources = " ".join([f"{design.name}.cpp", *(f"layers/{layer.name}.cpp" for layer in design.layers)])
+    layers = [f"layers/{layer.kernel.name}.cpp" for layer in design.kernels()]
+    sources = " ".join([f"{design.name}.cpp", *layers])
     golden = f"[pwd]/golden/inputs.i64 [pwd]/golden/outputs.i64 {count} check"
     return f"""\
 # vitis_hls -f vitis_hls.tcl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -10,9 +10,11 @@ import onnx_ir as ir
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
 from lowerkit.targets.fpga.formats import Fixed, Format
+from lowerkit.targets.fpga.lang.access import statements
 from lowerkit.targets.fpga.lang.expr import Array, Range
-from lowerkit.targets.fpga.lang.program import For, Kernel, Statement, Store
+from lowerkit.targets.fpga.lang.program import Kernel, Store
 from lowerkit.targets.fpga.lowering import Context, Converter
+from lowerkit.targets.fpga.stages import stages_of
 
 #: Bits that a trial's output has above the calibrated ones.
 ROOM = 14
@@ -35,13 +37,22 @@ def prove(
         views=dict(context.views),
         layers=list(context.layers),
         done=set(context.done),
+        jobs=dict(context.jobs),
     )
     converter(trial, node)
+    written = {name for layer in trial.layers for name in layer.writes}
+    for name in stages_of(node):
+        if name not in written:
+            raise UnsupportedError(
+                f"nothing proves a range for '{name}', which one of its kernels keeps to itself",
+                node=describe_node(node),
+                hint="choose overflow = 'saturate'",
+            )
     found = {}
     for layer in trial.layers[len(context.layers) :]:
         for array, name in zip(layer.kernel.outputs, layer.writes, strict=True):
             wide = trial.ports[name].format
-            if wide != trial.formats[name] or not isinstance(wide, Fixed):
+            if wide != trial.formats.get(name) or not isinstance(wide, Fixed):
                 continue  # codes that are moved keep their format, and a quantised graph saturates as it says
             stored = stored_range(layer.kernel, array)
             if stored.low <= wide.range.low < 0 or stored.high >= wide.range.high:
@@ -69,19 +80,15 @@ def prove(
 
 def stored_range(kernel: Kernel, array: Array) -> Range:
     """The least range that intervals prove for what a kernel stores in an array."""
-    ranges = [store.value.range for store in _stores(kernel.body) if store.array is array]
+    ranges = [
+        found.value.range
+        for found in statements(kernel.body)
+        if isinstance(found, Store) and found.array is array
+    ]
     found = ranges[0]
     for each in ranges[1:]:
         found = found.union(each)
     return found
-
-
-def _stores(body: Iterable[Statement]) -> Iterator[Store]:
-    for statement in body:
-        if isinstance(statement, For):
-            yield from _stores(statement.body)
-        elif isinstance(statement, Store):
-            yield statement
 
 
 class _Wide(Mapping[str, Format]):

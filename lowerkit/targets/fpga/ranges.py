@@ -17,6 +17,7 @@ from lowerkit.reference import Reference
 from lowerkit.targets.fpga.clipping import Histogram, clipped
 from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.formats import parse as parse_format
+from lowerkit.targets.fpga.stages import with_stages
 
 #: Room above the calibrated extremes, beyond which codes saturate; formats of so many bits or more can spare one.
 MARGIN, WIDE, WIDE_MARGIN = 1.25, 12, 2.0
@@ -57,6 +58,7 @@ class Observed:
 
 def observed(model: ir.Model, samples: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Observed]:
     """What every float and integer value takes in onnxruntime; 0 is always among the numbers."""
+    model = with_stages(model)
     kinds = (ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32)
     values = [
         value.name or ""

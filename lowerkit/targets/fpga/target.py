@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.base import CostTable, Runner, Target
-from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges
+from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges, runner
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.cost import Cost, cost, cost_table
 from lowerkit.targets.fpga.dataflow import network
@@ -23,11 +24,12 @@ from lowerkit.targets.fpga.graph_formats import stated
 from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
 from lowerkit.targets.fpga.narrow_weights import coding
 from lowerkit.targets.fpga.proven import prove
+from lowerkit.targets.fpga.runner import DESCRIPTION, PROJECT
+from lowerkit.targets.fpga.units import with_units
 
 #: What becomes of numbers beyond a format: `calibrated` formats hold what calibration saw, and saturate beyond;
 #: with `saturate`, formats that are given may hold less; `never` proves that no number passes its format.
 OVERFLOW = ("calibrated", "saturate", "never")
-PROJECT, DESCRIPTION = "hls", "fpga.json"
 
 
 class FpgaTarget(Target):
@@ -37,7 +39,7 @@ class FpgaTarget(Target):
     summary = "HLS C++ in fixed point, simulated bit for bit with g++; no vendor tool is needed"
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "fixed", "gelu": "table"}
     expands = frozenset({"Attention"})
-    native = frozenset({"FixedSoftmax", "TableGelu"})
+    native = frozenset({"FixedSoftmax", "MixtureOfExperts", "TableGelu"})
     #: The lowered graph is in float32; what fixed point costs is for the report, not for a refusal.
     tolerance = 1.0
     exact_probe = True
@@ -54,6 +56,8 @@ class FpgaTarget(Target):
         "formats": {},
         "multipliers": 64,
         "reuse": {},
+        "parallel": {},
+        "shared_linear": False,
         "weights": {},
     }
 
@@ -86,16 +90,22 @@ class FpgaTarget(Target):
         return completed
 
     def design(self, model: ir.Model, options: Mapping[str, Any], choose: Chooser | None = None) -> Design:
-        """The design of a lowered graph, whose values all have formats among the options."""
+        """The design of a lowered graph, whose values all have formats among the options.
+
+        While formats are still chosen, layers do not share units.
+        """
         merged = _checked(options)
         context = Context(
             _formats(model, merged),
             merged["weight_width"],
-            merged["reuse"],
-            _weights(model, merged),
-            merged["multipliers"],
+            reuse=merged["reuse"],
+            weights=_weights(model, merged),
+            multipliers=merged["multipliers"],
+            parallel=merged["parallel"],
         )
-        return design_of(model, context, CONVERTERS, choose)
+        found = design_of(model, context, CONVERTERS, choose)
+        shared = merged["shared_linear"] and choose is None
+        return with_units(found, context.jobs, merged["multipliers"]) if shared else found
 
     def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Write the project to `hls/` and build its C-simulation."""
@@ -117,6 +127,7 @@ class FpgaTarget(Target):
         text = json.dumps(_description(design, spent), indent=2) + "\n"
         (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         csim.build(directory / PROJECT)
+        shutil.copyfile(runner.__file__, directory / "run.py")
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner of the C-simulation."""
@@ -181,6 +192,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option overflow must be one of {', '.join(OVERFLOW)}, not {merged['overflow']!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    if not isinstance(merged["shared_linear"], bool):
+        raise PlanError(f"option shared_linear must be true or false, not {merged['shared_linear']!r}")
+    for node, rows in merged["parallel"].items():
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+            raise PlanError(f"option parallel of node '{node}' must be a positive number, not {rows!r}")
     if merged["clip"] not in ("range", "error"):
         raise PlanError(f"option clip must be 'range' or 'error', not {merged['clip']!r}")
     for node, kind in merged["weights"].items():
@@ -194,8 +210,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 def _description(design: Design, spent: Cost) -> dict[str, Any]:
     """What a runner and a reader need to know of the project."""
     return {
-        "inputs": [_port(p) for p in design.inputs],
-        "outputs": [_port(p) for p in design.outputs],
+        "inputs": [p.described() for p in design.inputs],
+        "outputs": [p.described() for p in design.outputs],
         "layers": [
             {
                 "name": layer.name,
@@ -208,7 +224,3 @@ def _description(design: Design, spent: Cost) -> dict[str, Any]:
         ],
         "cost": spent.as_json(),
     }
-
-
-def _port(port: Any) -> dict[str, Any]:
-    return {"name": port.value, "shape": list(port.shape), "format": str(port.format)}

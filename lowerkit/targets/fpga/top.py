@@ -19,10 +19,10 @@ def header(design: Design, net: Network, chosen: Interface) -> str:
 
 
 def top(design: Design, net: Network, chosen: Interface) -> str:
-    """The layers, and what joins them, in a dataflow region."""
+    """The layers, and what joins them: in a dataflow region, or one after the other where layers share a unit."""
     ports = {p.value: p for p in (*design.inputs, *design.outputs)}
     parts = [f'#include "{design.name}.h"']
-    parts += [f'#include "layers/{p.name}.h"' for p in net.processes if p.kind == "layer"]
+    parts += [f'#include "layers/{layer.kernel.name}.h"' for layer in design.kernels()]
     parts.append("")
     for p in net.processes:
         if p.kind == "fork":
@@ -31,11 +31,12 @@ def top(design: Design, net: Network, chosen: Interface) -> str:
             output = p.kind == "store"
             parts.append(mover(chosen, p.name, ports[(p.writes if output else p.reads)[0]], output=output))
     body = [chosen.pragma(port, net.ports[value], i) for i, (value, port) in enumerate(ports.items())]
-    body += [chosen.control, "#pragma HLS DATAFLOW"]
+    body += [chosen.control, *([] if net.units else ["#pragma HLS DATAFLOW"])]
+    body += [f"#pragma HLS ALLOCATION function instances={name}::{name} limit=1" for name in net.units]
     written = {c.name: c for c in net.channels}
     for p in net.processes:
         body += [line for name in p.writes if name in written for line in _channel(written[name])]
-        body.append(f"    {_call(p, net)}")
+        body += [f"    {line}" for line in _call(p, net)]
     return "\n".join([*parts, f"{_signature(design, net, chosen)} {{", *body, "}", ""])
 
 
@@ -49,16 +50,21 @@ def _channel(channel: Channel) -> list[str]:
     found = [
         f"    // {channel.writer} to {channel.reader}: {channel.reason}",
         f"    LK_CHANNEL {cpp.type_of(channel.range)} {channel.name}[{channel.size}];",
-        f"#pragma HLS STREAM variable={channel.name} type={channel.kind} depth={channel.depth}",
     ]
+    if channel.kind != "buffer":
+        found.append(f"#pragma HLS STREAM variable={channel.name} type={channel.kind} depth={channel.depth}")
     return found + cpp.partition(channel.name, [channel.banks])
 
 
-def _call(process: Process, net: Network) -> str:
+def _call(process: Process, net: Network) -> list[str]:
     names = [net.ports.get(n, n) if process.kind == "load" else n for n in process.reads]
     names += [net.ports.get(n, n) if process.kind == "store" else n for n in process.writes]
-    space = f"{process.name}::" if process.kind == "layer" else ""
-    return f"{space}{process.kernel.name}({', '.join(names)});"
+    name, before = process.kernel.name, []
+    if process.layer is not None and process.layer.job is not None:
+        kind = cpp.type_of(process.kernel.inputs[-1].range)
+        before.append(f"const {kind} {process.name}_job[1] = {{{process.layer.job}}};")
+        names.insert(len(process.reads), f"{process.name}_job")
+    return [*before, f"{f'{name}::' if process.layer else ''}{name}({', '.join(names)});"]
 
 
 def testbench(design: Design, net: Network, chosen: Interface) -> str:

@@ -86,17 +86,15 @@ def _constant(context: Context, node: ir.Node, first: ir.Value | None, array: np
 
 def _activations(context: Context, node: ir.Node) -> None:
     a, b, y = (context.port(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
-    name = context.name(node)
+    name, negate = context.name(node), node.op_type == "Sub"
     if _any_affine(a.format, b.format, y.format):
         if node.op_type == "Mul":
             made = affine.multiply(name, a.shape, b.shape, a.format, b.format, y.format)
         else:
-            negate = node.op_type == "Sub"
             made = affine.add(name, a.shape, b.shape, a.format, b.format, y.format, negate=negate)
     elif node.op_type == "Mul":
         made = elementwise.multiply(name, a.shape, b.shape, a.fixed, b.fixed, y.fixed)
     else:
-        negate = node.op_type == "Sub"
         made = elementwise.add(name, a.shape, b.shape, a.fixed, b.fixed, y.fixed, negate=negate)
     context.add(node, made, [node.inputs[0], node.inputs[1]], node.outputs[0])
 
@@ -107,13 +105,13 @@ def _clip(context: Context, node: ir.Node) -> None:
     given = [known(v) for v in (*node.inputs[1:3], None, None)[:2]]
     if any(v is not None and end is None for v, end in zip(node.inputs[1:3], given, strict=False)):
         raise UnsupportedError("no kernel for limits that are no constants", node=describe_node(node))
+    if _any_affine(x.format, y.format):
+        _clip_exactly(context, node, given)
+        return
     codes = x.format.range
     low = codes.low if given[0] is None else math.ceil(float(given[0].item()) / x.format.step)
     high = codes.high if given[1] is None else math.floor(float(given[1].item()) / x.format.step)
     low, high = max(min(low, codes.high), codes.low), min(max(high, codes.low), codes.high)
-    if _any_affine(x.format, y.format):
-        _clip_exactly(context, node, given)
-        return
     made = elementwise.limit(context.name(node), x.shape, low, high, x.fixed, y.fixed)
     context.add(node, made, [node.inputs[0]], node.outputs[0])
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
+from lowerkit.graph.edit import uses_further_outputs
 from lowerkit.targets.fpga.constants import known
 from lowerkit.targets.fpga.kernels import layout
 from lowerkit.targets.fpga.lowering import Context, Converter, numbers
@@ -19,11 +20,11 @@ def _view(context: Context, node: ir.Node) -> None:
 
 def _dropout(context: Context, node: ir.Node) -> None:
     """Nothing, as long as nothing is trained."""
-    training = known(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    asked = len(node.inputs) > 2 and node.inputs[2] is not None
-    if asked and (training is None or bool(training.item())):
+    asked = node.inputs[2] if len(node.inputs) > 2 else None
+    training = known(asked)
+    if asked is not None and (training is None or bool(training.item())):
         raise UnsupportedError("no kernel for a dropout in training", node=describe_node(node))
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if uses_further_outputs(node):
         raise UnsupportedError("no kernel for a dropout's mask", node=describe_node(node))
     _view(context, node)
 
@@ -98,18 +99,26 @@ def _split(context: Context, node: ir.Node) -> None:
 
 
 def _concat(context: Context, node: ir.Node) -> None:
-    """Of activations, and of constants as layers without inputs have no place: those are refused."""
-    if any(known(v) is not None for v in node.inputs):
-        raise UnsupportedError("no kernel for joining a constant to an activation", node=describe_node(node))
-    ports, y = [context.port(v) for v in node.inputs], context.port(node.outputs[0])
+    """Of activations, and of constants as codes of the result's format."""
+    y = context.port(node.outputs[0])
+    fixed = [known(v) for v in node.inputs]
+    data = [v for v, array in zip(node.inputs, fixed, strict=True) if array is None]
+    if not data:
+        raise UnsupportedError("no kernel for joining constants alone", node=describe_node(node))
     made = layout.concat(
         context.name(node),
-        [p.shape for p in ports],
+        [
+            context.port(v).shape if array is None else y.format.quantise(array)
+            for v, array in zip(node.inputs, fixed, strict=True)
+        ],
         node.attributes.get_int("axis", 0),
-        [p.format for p in ports],
+        [
+            context.port(v).format if array is None else y.format
+            for v, array in zip(node.inputs, fixed, strict=True)
+        ],
         y.format,
     )
-    context.add(node, made, list(node.inputs), node.outputs[0])
+    context.add(node, made, data, node.outputs[0])
 
 
 CONVERTERS: Mapping[str, Converter] = {

@@ -14,14 +14,18 @@ from lowerkit.targets.fpga.constants import coded, known
 from lowerkit.targets.fpga.formats import Affine, Bipolar, Fixed, Format
 from lowerkit.targets.fpga.kernels import linear as products
 from lowerkit.targets.fpga.kernels.conv import conv2d
+from lowerkit.targets.fpga.kernels.unit import Job
 from lowerkit.targets.fpga.lowering import (
     Context,
     Converter,
     added_constant,
+    column_codes,
     column_formats,
     numbers,
     pads,
     pair,
+    rectified,
+    whole_bias,
 )
 from lowerkit.targets.fpga.narrow_weights import coding
 
@@ -72,6 +76,7 @@ def _activations(context: Context, node: ir.Node) -> None:
         b.format,
         y.format,
         reuse=context.reuse_of(node, a.shape[-1] * b.shape[-1]),
+        at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0], node.inputs[1]], node.outputs[0])
 
@@ -80,9 +85,14 @@ def _linear(
     context: Context, node: ir.Node, weights: np.ndarray, bias: np.ndarray | None, output: ir.Value
 ) -> None:
     """The constants as codes."""
+    output = rectified(context, output)
     x, y = context.port(node.inputs[0]), context.port(output)
     codes, formats = _codes(context, node, weights)
     whole, offset = _bias(bias, x.format, formats, y.format)
+    fixed = [f for f in formats if isinstance(f, Fixed)]
+    if isinstance(x.format, Fixed) and isinstance(y.format, Fixed) and len(fixed) == len(formats):
+        rows = math.prod(x.shape[:-1])
+        context.jobs[context.name(node)] = Job(rows, codes, x.format, fixed, y.format, whole)
     made = products.linear(
         context.name(node),
         x.shape[:-1],
@@ -93,13 +103,15 @@ def _linear(
         bias=whole,
         offset=offset,
         reuse=context.reuse_of(node, weights.size),
+        at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0]], output)
 
 
 def _conv(context: Context, node: ir.Node) -> None:
     """Of one image: a leading batch of 1."""
-    x, y = context.port(node.inputs[0]), context.port(node.outputs[0])
+    output = rectified(context, node.outputs[0])
+    x, y = context.port(node.inputs[0]), context.port(output)
     if len(x.shape) != 4 or x.shape[0] != 1:
         raise UnsupportedError(f"no kernel for a convolution of {x.shape}", node=describe_node(node))
     weights = numbers(node, 1)
@@ -122,7 +134,7 @@ def _conv(context: Context, node: ir.Node) -> None:
         offset=offset,
         reuse=context.reuse_of(node, math.prod(weights.shape)),
     )
-    context.add(node, made, [node.inputs[0]], node.outputs[0])
+    context.add(node, made, [node.inputs[0]], output)
 
 
 def _codes(context: Context, node: ir.Node, weights: np.ndarray) -> tuple[np.ndarray, list[Format]]:
@@ -134,8 +146,7 @@ def _codes(context: Context, node: ir.Node, weights: np.ndarray) -> tuple[np.nda
         return coding(kind)(weights)
     if stored is None:
         fixed = column_formats(weights, context.weight_width)
-        codes = [f.quantise(column) for f, column in zip(fixed, weights.T, strict=True)]
-        return np.stack(codes, axis=1), list(fixed)
+        return column_codes(weights, fixed), list(fixed)
     # Laid out as the numbers are; a scale has to be that of its whole column.
     shape = stored.codes.shape
     whole, scales = stored.codes, np.broadcast_to(stored.scales, shape)
@@ -157,10 +168,10 @@ def _bias(
     """Whole numbers of as many fraction bits as the products have; the numbers themselves where a format is affine."""
     if bias is None:
         return None, None
-    if not all(isinstance(found, Fixed) for found in (x, y, *formats)):
-        return None, bias
-    whole: np.ndarray = np.round(bias * np.array([2.0 ** (x.fraction + f.fraction) for f in formats]))
-    return whole.astype(np.int64), None
+    fixed = [f for f in formats if isinstance(f, Fixed)]
+    if isinstance(x, Fixed) and isinstance(y, Fixed) and len(fixed) == len(formats):
+        return whole_bias(bias, x, fixed), None
+    return None, bias
 
 
 CONVERTERS: Mapping[str, Converter] = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import describe_node
+from lowerkit.graph.edit import uses_further_outputs
 from lowerkit.targets.fpga.formats import Affine, Bipolar, Fixed, Format
 from lowerkit.targets.fpga.kernels.norm import GUARD, normalise
 from lowerkit.targets.fpga.kernels.schedule import built
@@ -21,7 +22,7 @@ def _norm(context: Context, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", -1)
     if axis not in (-1, len(x.shape) - 1):
         raise UnsupportedError(f"no kernel for a normalisation from axis {axis} on", node=describe_node(node))
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if uses_further_outputs(node):
         raise UnsupportedError("no kernel for a row's mean and deviation", node=describe_node(node))
     rms = node.op_type == "RMSNormalization"
     with_beta = not rms and len(node.inputs) > 2 and node.inputs[2] is not None

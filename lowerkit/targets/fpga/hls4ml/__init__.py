@@ -42,7 +42,8 @@ def open_design(
     `compile()` and `predict(x)` work on it. `predict` takes float arrays [samples, ...] that are C-contiguous, a list
     of them in the order of `design.inputs` if there are several, and returns flat arrays [samples, size] in the order
     of `design.outputs`. Inputs are rounded half to even and saturated, as `design.codes_of` does; results are those of
-    `design.simulate`, bit for bit. Formats of more than 24 bits need float64 arrays.
+    `design.simulate`, bit for bit. Formats of more than 24 bits need float64 arrays. Layers of an artifact that share a
+    unit get kernels of their own.
 
     Args:
         design: a design, or the directory of an artifact that was compiled for the target fpga.
@@ -53,7 +54,8 @@ def open_design(
     Raises:
         ToolError: where hls4ml is not installed.
         ArtifactError: where the directory is no artifact of the target fpga.
-        UnsupportedError: for a design that hls4ml's graphs cannot say: an output that is an input, or is there twice.
+        UnsupportedError: for a design that hls4ml's graphs cannot say: an output that is an input, or is there twice;
+            layers that share a kernel.
     """
     _need_hls4ml()
     from lowerkit.targets.fpga.hls4ml import graph

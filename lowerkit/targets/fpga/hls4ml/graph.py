@@ -18,15 +18,24 @@ from lowerkit.targets.fpga.target import FpgaTarget
 
 
 def design_in(directory: Path) -> Design:
-    """The design of an artifact. Raises ArtifactError for one of another target."""
+    """The design of an artifact, with layers of their own where it has a unit that they share: the codes are the same.
+
+    Raises ArtifactError for one of another target.
+    """
     artifact = Artifact.load(directory)
     if artifact.target != FpgaTarget.name:
         raise ArtifactError(f"{directory} was compiled for the target {artifact.target}, not for fpga")
-    return FpgaTarget().design(artifact.model(), artifact.plan.options)
+    return FpgaTarget().design(artifact.model(), {**artifact.plan.options, "shared_linear": False})
 
 
 def model_of(design: Design, output_dir: Path, backend: str, settings: Mapping[str, Any]) -> Any:
     """See the package's `open_design`."""
+    if shared := next((layer for layer in design.layers if layer.job is not None), None):
+        raise UnsupportedError(
+            "several layers share its kernel, and in hls4ml's dataflow each has its own",
+            node=f"node '{shared.node}'",
+            hint="set shared_linear to false",
+        )
     inputs = {port.value: f"x{i}_{variable(port.value)}" for i, port in enumerate(design.inputs)}
     layers: list[dict[str, Any]] = [
         {"name": inputs[port.value], "class_name": "InputLayer", "input_shape": sizes([port.shape])[0]}

@@ -10,6 +10,10 @@ each axis in steps; within a step, everything is computed at once:
 
 The nest is perfect, which high-level synthesis flattens to one pipeline. Inner steps stand outside of the columns', so
 that a sum is not needed again in the very next cycle.
+
+Several positions may be computed at once. They share what does not depend on the position, weights or keys, so that
+multipliers grow with their number while the words of it that are read each cycle do not: Sarkar et al., Edge-MoE
+(ICCAD 2023), section IV-A, reorder attention to that end.
 """
 
 from __future__ import annotations
@@ -74,6 +78,8 @@ def contract(
     initial: Callable[[Index], Operand],
     term: Callable[[Index, Index, Index], Expr],
     finish: Callable[[Index, Index, Var], None],
+    prefix: str = "",
+    at_once: int = 1,
 ) -> None:
     """Write the nest.
 
@@ -82,35 +88,44 @@ def contract(
         initial: what the sum of a column starts from.
         term: the product at a position, an inner element and a column.
         finish: stores the sum of a position and a column. It runs after every inner step; the last one's stays.
+        prefix: of the names of sums, where a kernel has more than one nest.
+        at_once: neighbours along the last of the positions that are computed together; the last group may be smaller.
     """
     outer = [(axis.name, axis.size, False) for axis in positions]
+    if at_once > 1:
+        outer[-1] = (positions[-1].name, -(-positions[-1].size // at_once), False)
     chunks = [(f"{axis.name}_step", axis.steps, True) for axis in inner]
     steps = [(f"{axis.name}_step", axis.steps, False) for axis in columns]
     nest = [name for name, count, _ in (*outer, *chunks, *steps) if count > 1]
     if not nest:
-        outer.append(("once", 1, False))
-    pipelined = nest[-1] if nest else "once"
+        outer.append((f"{prefix}once", 1, False))
+    pipelined = nest[-1] if nest else f"{prefix}once"
     with ExitStack() as stack:
 
         def loop(name: str, count: int, serial: bool) -> Operand:
-            if count == 1 and name != "once":
+            if count == 1 and name != f"{prefix}once":
                 return 0
             return stack.enter_context(k.loop(name, count, serial=serial, pipeline=name == pipelined))
 
         position = tuple(loop(*each) for each in outer)[: len(positions)]
         chunked = math.prod(axis.steps for axis in inner) > 1
-        kept = k.local("kept", [axis.size for axis in columns], sums) if chunked else None
+        lanes = [at_once] if at_once > 1 else []
+        kept = k.local(f"{prefix}kept", [*lanes, *(axis.size for axis in columns)], sums) if chunked else None
         chunk = [loop(*each) for each in chunks]
         step = [loop(*each) for each in steps]
         column = tuple(
             _element(s, axis, loop(axis.name, axis.lanes, False))
             for s, axis in zip(step, columns, strict=True)
         )
+        lane: Index = ()
+        if at_once > 1:
+            lane = (stack.enter_context(k.loop(f"{positions[-1].name}_lane", at_once)),)
+            position = (*position[:-1], _lane(k, stack, positions[-1], position[-1], at_once, lane[0]))
         start = initial(column)
         if kept is not None:
             first = equal(_sum(chunk), 0)
-            start = Select(first, start if isinstance(start, Expr) else Const(start), kept[column])
-        total = k.register("total", start, sums)
+            start = Select(first, start if isinstance(start, Expr) else Const(start), kept[(*lane, *column)])
+        total = k.register(f"{prefix}total", start, sums)
         with ExitStack() as reduction:
             element = tuple(
                 _element(
@@ -124,8 +139,17 @@ def contract(
             )
             k.update(total, total + term(position, element, column))
         if kept is not None:
-            k.store(kept, column, total)
+            k.store(kept, (*lane, *column), total)
         finish(position, column, total)
+
+
+def _lane(k: Builder, stack: ExitStack, axis: Axis, group: Operand, at_once: int, lane: Operand) -> Operand:
+    """The place along an axis of one of a group; what lies behind the end is left out."""
+    place = lane if isinstance(group, int) else group * at_once + lane
+    if axis.size % at_once == 0 or not isinstance(place, Expr):
+        return place
+    stack.enter_context(k.when(place < axis.size))
+    return k.let(f"{axis.name}_place", place, Range(0, axis.size - 1))
 
 
 def _element(step: Operand, axis: Axis, lane: Operand) -> Operand:

@@ -87,13 +87,22 @@ def slices(
 
 
 def concat(
-    name: str, shapes: Sequence[Shape], axis: int, formats: Sequence[Format], y: Format,
+    name: str, parts: Sequence[Shape | np.ndarray], axis: int, formats: Sequence[Format], y: Format,
     *, rounding: str = "half-even", lanes: int = 1,
 ) -> Built:  # fmt: skip
-    """Inputs x0, x1, ... one after the other along an axis, each brought from its format to y's."""
+    """Inputs x0, x1, ... one after the other along an axis, each brought from its format to y's.
+
+    A part is the shape of an input, or constant codes of its format.
+    """
+    shapes = [tuple(part.shape) if isinstance(part, np.ndarray) else tuple(part) for part in parts]
     axis %= len(shapes[0])
     k = Builder(name, f"{len(shapes)} arrays along axis {axis}, to {y}")
-    sources = [k.input(f"x{n}", s, f.range) for n, (s, f) in enumerate(zip(shapes, formats, strict=True))]
+    sources = [
+        k.constant(Array.constant(f"{name}_x{n}", part))
+        if isinstance(part, np.ndarray)
+        else k.input(f"x{n}", part, formats[n].range)
+        for n, part in enumerate(parts)
+    ]
     out = list(shapes[0])
     out[axis] = sum(shape[axis] for shape in shapes)
     target = k.output("y", out, y.range)

@@ -30,6 +30,7 @@ def linear(
     offset: np.ndarray | None = None,
     rounding: str = "half-even",
     reuse: int = 1,
+    at_once: int = 1,
 ) -> Built:
     """y = x W + b; x [*rows, inner] and y [*rows, columns] are codes of their formats.
 
@@ -39,7 +40,8 @@ def linear(
         bias: whole numbers [columns] at the accumulator's precision: of x.fraction + weight.fraction bits.
         offset: numbers [columns] added instead where a format is affine; the result is then exact, rounded half to
             even. The code of 0 in weight formats is 0.
-        reuse: how often each multiplier is used for a row; there are inner * columns / reuse of them.
+        reuse: how often each multiplier is used for a row; there are at_once * inner * columns / reuse of them.
+        at_once: neighbouring rows that are computed together, and share the weights that are read.
     """
     inner, columns = weights.shape
     added = " + b" if bias is not None or offset is not None else ""
@@ -61,6 +63,7 @@ def linear(
         initial=lambda column: scaling.initial(column[0]),
         term=lambda position, i, column: w.times(source[(*position, *i)], (*i, *column)),
         finish=finish,
+        at_once=min(at_once, rows[-1]) if rows else 1,
     )
     return built(k.finish(), math.prod(rows))
 
@@ -76,13 +79,15 @@ def matmul(
     transposed: bool = False,
     rounding: str = "half-even",
     reuse: int = 1,
+    at_once: int = 1,
 ) -> Built:
     """y = a b for each of the leading axes (heads); codes a [*lead, m, inner], b [*lead, inner, n], y [*lead, m, n].
 
     Args:
         sizes: m, inner and n.
         transposed: b is [*lead, n, inner].
-        reuse: how often each multiplier is used for a row of a; there are inner * n / reuse of them.
+        reuse: how often each multiplier is used for a row of a; there are at_once * inner * n / reuse of them.
+        at_once: rows of a that are computed together, and share what is read of b.
     """
     m, inner, n = sizes
     k = Builder(name, f"y = a b{' transposed' if transposed else ''}, {m} x {inner} x {n}, {a} by {b} to {y}")
@@ -113,6 +118,7 @@ def matmul(
         initial=lambda column: 0,
         term=term,
         finish=finish,
+        at_once=min(at_once, m),
     )
     return built(k.finish(), math.prod(lead) * m)
 
@@ -138,8 +144,12 @@ class Scaling:
         bias: np.ndarray | None,
         offset: np.ndarray | None,
         rounding: str,
+        prefix: str = "",
     ) -> None:
-        """`weights` are codes [columns, ...]. Raises ValueError for codes that the formats do not hold."""
+        """`weights` are codes [columns, ...]; `prefix` tells a kernel's scalings apart.
+
+        Raises ValueError for codes that the formats do not hold.
+        """
         formats = list(weight) if isinstance(weight, Sequence) else [weight] * columns
         if len(formats) != columns:
             raise ValueError(f"{k.name}: {len(formats)} weight formats for {columns} columns")
@@ -157,7 +167,7 @@ class Scaling:
                 raise ValueError(f"{k.name}: affine formats take offsets, and round half to even")
             self.exact = Requantise(k, "y", _lines(x, formats, flat, y, offset), y)
             return
-        self.k, self.y, self.rounding = k, y, rounding
+        self.k, self.y, self.rounding, self.prefix = k, y, rounding, prefix
         finest = max(found.fraction for found in formats)
         self.fraction = x.fraction + finest
         shifts = np.array([finest - found.fraction for found in formats], np.int64)
@@ -168,8 +178,8 @@ class Scaling:
         ]
         ends = [(r.low << int(s), r.high << int(s)) for r, s in zip(own, shifts, strict=True)]
         self.aligned = Range(min(low for low, _ in ends), max(high for _, high in ends))
-        self.shifts = k.constant(Array.constant(f"{k.name}_shift", shifts)) if shifts.any() else None
-        self.bias = None if bias is None else k.constant(Array.constant(f"{k.name}_b", bias))
+        self.shifts = k.constant(Array.constant(f"{k.name}_{prefix}shift", shifts)) if shifts.any() else None
+        self.bias = None if bias is None else k.constant(Array.constant(f"{k.name}_{prefix}b", bias))
 
     def initial(self, column: Operand) -> Operand:
         """The bias."""
@@ -180,7 +190,7 @@ class Scaling:
         if self.exact is not None:
             return self.exact.of(total, column)
         if self.shifts is not None:
-            total = self.k.let("aligned", total << self.shifts[column], self.aligned)
+            total = self.k.let(f"{self.prefix}aligned", total << self.shifts[column], self.aligned)
         return narrow(total, self.fraction, self.y, self.rounding)
 
 

@@ -1,4 +1,4 @@
-"""Means over one axis."""
+"""Means and sums over one axis."""
 
 from __future__ import annotations
 
@@ -13,14 +13,25 @@ from lowerkit.targets.fpga.lang.program import Builder
 
 
 def mean(
-    name: str, before: int, count: int, after: int, x: Format, y: Format, rounding: str = "half-even"
+    name: str,
+    before: int,
+    count: int,
+    after: int,
+    x: Format,
+    y: Format,
+    rounding: str = "half-even",
+    *,
+    divisor: int | None = None,
 ) -> Built:
-    """Over the middle axis: codes x [before, count, after], y [before, after]. An element is taken each cycle."""
-    k = Builder(name, f"Mean of {count}, {x} to {y}")
+    """Over the middle axis: codes x [before, count, after], y [before, after]. An element is taken each cycle.
+
+    Sums are exact, and rounded once with their quotient by `divisor`: `count` for a mean, 1 for a sum.
+    """
+    k = Builder(name, f"{'Sum' if divisor == 1 else 'Mean'} of {count}, {x} to {y}")
     source, target = k.input("x", (before, count, after), x.range), k.output("y", (before, after), y.range)
     each = x.range.less(x.zero)
     sums = Range(count * each.low, count * each.high)
-    quotient = mean_of(k, sums, [count], x, y, rounding)
+    quotient = mean_of(k, sums, [count if divisor is None else divisor], x, y, rounding)
     with k.loop("i", before) as i, k.loop("j", after) as j:
         total = k.register("total", 0, sums)
         with k.loop("n", count, serial=True, pipeline=True) as n:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lowerkit.targets.fpga.lang.access import limited
 from lowerkit.targets.fpga.lang.expr import (
     Binary,
     BitLength,
@@ -18,7 +19,7 @@ from lowerkit.targets.fpga.lang.expr import (
     Slice,
     Var,
 )
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update, When
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Schedule:
         multipliers: products computed at once, shifts not among them; loops do not share them.
         cycles: clock cycles for one sample.
         ii: clock cycles from one output position (a row, a pixel) to the next, rounded up.
+        fills: how often a pipeline is filled.
     """
 
     multipliers: int
     cycles: int
     ii: int
+    fills: int
 
 
 Built = tuple[Kernel, Schedule]
@@ -43,7 +46,8 @@ def built(kernel: Kernel, positions: int | None = None) -> Built:
     """A kernel with its schedule; `positions` are those of its output, as many as cycles if None."""
     found = count(kernel)
     multipliers = sum(found.products.values())
-    return kernel, Schedule(multipliers, found.cycles, -(-found.cycles // positions) if positions else 1)
+    ii = -(-found.cycles // positions) if positions else 1
+    return kernel, Schedule(multipliers, found.cycles, ii, found.fills)
 
 
 def least_reuse(products: int, multipliers: int) -> int:
@@ -81,7 +85,7 @@ class Count:
 
     Attributes:
         cycles: iterations of pipelined loops, and one for each straight piece of code outside of them each time it is
-            passed. An empty piece takes none.
+            passed. An empty piece takes none. Behind guards it is the most that they let through.
         fills: how often a pipelined loop is entered.
         products: multipliers at work at once, by their operands' ranges.
     """
@@ -102,25 +106,33 @@ class _Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.counters = set(_counters(kernel.body))
 
-    def sequential(self, body: Iterable[Statement]) -> tuple[int, int, Counter[tuple[Range, Range]]]:
-        """Cycles, fills and multipliers of loops that run one after the other, and of the code between them."""
+    def sequential(
+        self, body: Iterable[Statement], times: int = 1
+    ) -> tuple[int, int, Counter[tuple[Range, Range]]]:
+        """Cycles, fills and multipliers of loops that run one after the other, and of the code between them.
+
+        `times` is how often the body runs. A guard's test is code between loops, and its body runs as often as the
+        guard lets it at most. A loop that ends where a guard says has no test of its own.
+        """
         cycles, fills, products, straight = 0, 0, Counter[tuple[Range, Range]](), False
         for statement in body:
-            if not isinstance(statement, For):
-                products += self.once([statement])
-                if isinstance(statement, (Let, Update, Store)) and not straight:
-                    cycles, straight = cycles + 1, True
-            elif statement.pipeline:
-                cycles, fills, straight = cycles + statement.count, fills + 1, False
-                products += self.once(statement.body)
-            else:
-                inner, entered, width = self.sequential(statement.body)
-                cycles, fills, straight = (
-                    cycles + statement.count * inner,
-                    fills + statement.count * entered,
-                    False,
-                )
+            if isinstance(statement, (Let, Update, Store, When)) and not straight:
+                cycles, straight = cycles + times, True
+            if isinstance(statement, (For, When)):
+                straight, runs, inside = False, _runs(statement, times), statement.body
+                if isinstance(statement, For) and (guard := limited(statement)) is not None:
+                    runs, inside = _runs(guard, runs), guard.body
+                if isinstance(statement, For) and statement.pipeline:
+                    cycles, fills = cycles + runs, fills + times
+                    products += self.once(inside)
+                    continue
+                inner, entered, width = self.sequential(inside, runs)
+                cycles, fills = cycles + inner, fills + entered
                 products += width
+                if isinstance(statement, When):
+                    products += self.products(statement.condition, set())
+            else:
+                products += self.once([statement])
         return cycles, fills, products
 
     def once(self, body: Iterable[Statement]) -> Counter[tuple[Range, Range]]:
@@ -130,6 +142,8 @@ class _Reader:
             if isinstance(statement, For):
                 inner = self.once(statement.body)
                 found += Counter({each: number * statement.count for each, number in inner.items()})
+            elif isinstance(statement, When):
+                found += self.once(statement.body) + self.products(statement.condition, set())
             elif isinstance(statement, Register):
                 found += self.products(statement.initial, set())
             elif isinstance(statement, (Let, Update, Store)):
@@ -158,6 +172,13 @@ class _Reader:
         return not isinstance(e, Load) and all(self.address(part) for part in _parts(e))
 
 
+def _runs(statement: For | When, times: int) -> int:
+    """How often its body runs at most, where it stands in code that runs `times` times."""
+    if isinstance(statement, For):
+        return times * statement.count
+    return times if statement.most is None else min(times, statement.most)
+
+
 def _parts(e: Expr) -> tuple[Expr, ...]:
     if isinstance(e, Binary):
         return e.left, e.right
@@ -170,4 +191,5 @@ def _counters(body: Iterable[Statement]) -> Iterator[Var]:
     for statement in body:
         if isinstance(statement, For):
             yield statement.counter
+        if isinstance(statement, (For, When)):
             yield from _counters(statement.body)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowerkit.targets.fpga.lang.expr import Array, Binary, BitLength, Const, Expr, Load, Select, Slice, Var
 from lowerkit.targets.fpga.lang.interpret import OPERATIONS
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Register, Statement, Store, Update, When
 
 
 class _Unknown(Exception):
@@ -32,11 +32,13 @@ def sequential(kernel: Kernel, array: Array) -> bool:
 
 
 def touches(body: Iterable[Statement], array: Array) -> int:
-    """How often the array is read or written."""
-    return sum(
-        s.count * touches(s.body, array) if isinstance(s, For) else len(list(_addresses(s, array)))
-        for s in body
-    )
+    """How often the array is read or written, at most where guards stand before that."""
+    found = 0
+    for statement in body:
+        found += len(list(_addresses(statement, array)))
+        if isinstance(statement, (For, When)):
+            found += (statement.count if isinstance(statement, For) else 1) * touches(statement.body, array)
+    return found
 
 
 def per_cycle(kernel: Kernel, array: Array) -> int:
@@ -45,10 +47,10 @@ def per_cycle(kernel: Kernel, array: Array) -> int:
     def most(body: Iterable[Statement]) -> int:
         found = 1
         for statement in body:
-            if isinstance(statement, For):
-                found = max(
-                    found, touches(statement.body, array) if statement.pipeline else most(statement.body)
-                )
+            if isinstance(statement, For) and statement.pipeline:
+                found = max(found, touches(statement.body, array))
+            elif isinstance(statement, (For, When)):
+                found = max(found, most(statement.body))
         return found
 
     return most(kernel.body)
@@ -57,8 +59,8 @@ def per_cycle(kernel: Kernel, array: Array) -> int:
 def order(kernel: Kernel, array: Array) -> np.ndarray | None:
     """The places of the array [touches], in row-major order, one after the other as the kernel touches them.
 
-    None where they depend on data or on a condition, where one statement touches the array twice, or where the kernel
-    both reads and writes it.
+    None where they depend on data, on a condition or a guard, where one statement touches the array twice, or where the
+    kernel both reads and writes it.
     """
     try:
         return _Walk(array).sequence(kernel.body, ())
@@ -85,6 +87,8 @@ class _Walk:
                 )
                 parts.append(self.sequence(statement.body, inner).reshape((*loops, -1)))
                 continue
+            if isinstance(statement, When) and touches(statement.body, self.array):
+                raise _Unknown
             found = list(_addresses(statement, self.array))
             self.kinds |= {kind for _, kind in found}
             if len(found) > 1 or len(self.kinds) > 1 or _conditional(statement, self.array):
@@ -115,11 +119,29 @@ class _Walk:
         raise _Unknown
 
 
+def limited(loop: For) -> When | None:
+    """The guard that is all of a loop's body, where it lets the first iterations through and none behind them.
+
+    Such a loop ends where the guard says, in C++ and in what it costs. What the counter is compared with has a name,
+    and does not change in the loop.
+    """
+    guard = loop.body[0] if len(loop.body) == 1 else None
+    if not isinstance(guard, When):
+        return None
+    test = guard.condition
+    if not isinstance(test, Binary) or test.op != "lt" or test.left is not loop.counter:
+        return None
+    if not isinstance(test.right, Var) or test.right is loop.counter:
+        return None
+    changed = any(isinstance(s, Update) and s.var is test.right for s in statements(guard.body))
+    return None if changed else guard
+
+
 def statements(body: Iterable[Statement]) -> Iterator[Statement]:
-    """All statements, those of loops too."""
+    """All statements, those of loops and guards too."""
     for statement in body:
         yield statement
-        if isinstance(statement, For):
+        if isinstance(statement, (For, When)):
             yield from statements(statement.body)
 
 
@@ -129,6 +151,8 @@ def expressions(statement: Statement) -> tuple[Expr, ...]:
         return (statement.value,)
     if isinstance(statement, Register):
         return (statement.initial,)
+    if isinstance(statement, When):
+        return (statement.condition,)
     return (*statement.indices, statement.value) if isinstance(statement, Store) else ()
 
 
@@ -222,6 +246,8 @@ class _Unrolled:
                 self.lets[statement.var] = statement.value
             for indices, _ in _addresses(statement, self.array):
                 self.touch(indices, lanes or {})
+            if isinstance(statement, When):
+                self.block(statement.body, lanes)
 
     def touch(self, indices: tuple[Expr, ...], lanes: dict[Var, int]) -> None:
         sums = [self.affine(index) for index in indices]

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from lowerkit.targets.fpga.lang.access import Banks, banks
+from lowerkit.targets.fpga.lang.access import Banks, banks, limited
 from lowerkit.targets.fpga.lang.expr import (
     Array,
     Binary,
@@ -20,7 +20,17 @@ from lowerkit.targets.fpga.lang.expr import (
     Slice,
     Var,
 )
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import (
+    For,
+    Kernel,
+    Let,
+    Local,
+    Register,
+    Statement,
+    Store,
+    Update,
+    When,
+)
 
 #: What the printed code needs besides ap_int.h.
 HELPERS = """\
@@ -128,13 +138,20 @@ def _lines(kernel: Kernel, statements: Iterable[Statement], depth: int, unroll: 
         if isinstance(statement, For):
             label = f"{statement.label}: " if statement.label else ""
             i = statement.counter.name
-            found.append(f"{pad}{label}for (int {i} = 0; {i} < {statement.count}; ++{i}) {{")
+            end, inside = f"{i} < {statement.count}", statement.body
+            if not unroll and (guard := limited(statement)) is not None:
+                end, inside = _end(end, statement, guard), guard.body
+            found.append(f"{pad}{label}for (int {i} = 0; {end}; ++{i}) {{")
+            if inside is not statement.body:
+                found.append(f"#pragma HLS LOOP_TRIPCOUNT max={statement.count}")
             if statement.pipeline and not unroll:
                 found.append("#pragma HLS PIPELINE II=1")
             elif unroll:
                 found.append("#pragma HLS UNROLL")
-            inner = _lines(kernel, statement.body, depth + 1, unroll or statement.pipeline)
-            found += [*inner, f"{pad}}}"]
+            found += [*_lines(kernel, inside, depth + 1, unroll or statement.pipeline), f"{pad}}}"]
+        elif isinstance(statement, When):
+            found.append(f"{pad}if {_test(statement.condition)} {{")
+            found += [*_lines(kernel, statement.body, depth + 1, unroll), f"{pad}}}"]
         elif isinstance(statement, Let):
             found.append(
                 f"{pad}const {type_of(statement.var.range)} {statement.var.name} = {text(statement.value)};"
@@ -151,6 +168,20 @@ def _lines(kernel: Kernel, statements: Iterable[Statement], depth: int, unroll: 
         elif isinstance(statement, Store):
             found.append(f"{pad}{_element(statement.array, statement.indices)} = {text(statement.value)};")
     return found
+
+
+def _end(end: str, loop: For, guard: When) -> str:
+    """The condition of a loop that ends where a guard says, or at `end`."""
+    assert isinstance(guard.condition, Binary)
+    test = text(guard.condition)
+    return test if guard.condition.right.range.high <= loop.count else f"{end} && {test}"
+
+
+def _test(condition: Expr) -> str:
+    """In parentheses, which comparisons come in."""
+    printed = text(condition)
+    compared = isinstance(condition, Binary) and condition.op in ("lt", "le", "eq")
+    return printed if compared else f"({printed} != 0)"
 
 
 def _element(array: Array, indices: tuple[Expr, ...]) -> str:

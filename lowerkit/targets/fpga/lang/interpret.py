@@ -1,7 +1,8 @@
 """Runs kernels in numpy, exactly: the oracle that every printer's output is compared with.
 
 Samples and the iterations of parallel loops are axes of the arrays: [batch, outer loop, ..., inner loop]. Serial loops
-run in Python. Every store and update is checked against the range that was claimed for it.
+run in Python. Within a guard, the iterations that it lets through are gathered on the first axis, in place of samples,
+and loops inside add axes to that. Every store and update is checked against the range that was claimed for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ from lowerkit.targets.fpga.lang.expr import (
     Slice,
     Var,
 )
-from lowerkit.targets.fpga.lang.program import For, Kernel, Let, Local, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import (
+    For,
+    Kernel,
+    Let,
+    Local,
+    Register,
+    Statement,
+    Store,
+    Update,
+    When,
+)
 
 
 class OutOfRange(ArithmeticError):
@@ -45,11 +56,15 @@ class _Frame:
     def __init__(self, kernel: Kernel, inputs: Mapping[str, np.ndarray]) -> None:
         self.kernel = kernel
         self.memory: dict[Array, np.ndarray] = {}
-        #: Parallel loops around each local array, and around the current statement.
+        #: Parallel loops around each local array.
         self.around: dict[Array, tuple[Var, ...]] = {}
+        #: Parallel loops around the current statement: those gathered by the guards around, and those that are axes.
+        self.gathered: tuple[Var, ...] = ()
         self.loops: tuple[Var, ...] = ()
         self.values: dict[Var, np.ndarray] = {}
         self.batch = len(next(iter(inputs.values()))) if inputs else 1
+        #: The sample of each element of the first axis.
+        self.samples = np.arange(self.batch)
         for array in kernel.inputs:
             given = np.asarray(inputs[array.name], np.int64)
             if given.shape != (self.batch, *array.shape):
@@ -66,21 +81,26 @@ class _Frame:
         for statement in statements:
             if isinstance(statement, For):
                 self.loop(statement)
+            elif isinstance(statement, When):
+                self.when(statement)
             elif isinstance(statement, Let):
                 found = self.value(statement.value)
                 self.check(statement.var.name, found, statement.var.range)
                 self.values[statement.var] = found
             elif isinstance(statement, Register):
-                shape = (self.batch, *(v.range.high + 1 for v in self.loops))
-                self.values[statement.var] = np.broadcast_to(self.value(statement.initial), shape).copy()
+                initial = self.value(statement.initial)
+                self.values[statement.var] = np.broadcast_to(initial, self.shape()).copy()
             elif isinstance(statement, Update):
                 found = self.value(statement.value)
                 self.check(statement.var.name, found, statement.var.range)
                 self.values[statement.var] = np.broadcast_to(found, self.values[statement.var].shape)
+                if isinstance(self.values, _Gathered):
+                    self.values.updated.add(statement.var)
             elif isinstance(statement, Local):
-                shape = (self.batch, *(v.range.high + 1 for v in self.loops), *statement.array.shape)
+                around = (*self.gathered, *self.loops)
+                shape = (self.batch, *(v.range.high + 1 for v in around), *statement.array.shape)
                 self.memory[statement.array] = np.zeros(shape, np.int64)
-                self.around[statement.array] = self.loops
+                self.around[statement.array] = around
             elif isinstance(statement, Store):
                 found = self.value(statement.value)
                 self.check(statement.array.name, found, statement.array.range)
@@ -98,11 +118,28 @@ class _Frame:
         self.block(loop.body)
         self.loops = self.loops[:-1]
 
+    def when(self, guard: When) -> None:
+        shape = self.shape()
+        active = np.nonzero(np.broadcast_to(self.value(guard.condition) != 0, shape))
+        if not active[0].size:
+            return
+        outside = self.samples, self.gathered, self.loops, self.values
+        inside = _Gathered(self.values, shape, active)
+        self.samples, self.values = self.samples[active[0]], inside
+        self.gathered, self.loops = (*self.gathered, *self.loops), ()
+        self.block(guard.body)
+        self.samples, self.gathered, self.loops, self.values = outside
+        inside.scatter()
+
+    def shape(self) -> tuple[int, ...]:
+        """Of a value that differs in every sample and iteration."""
+        return (len(self.samples), *(v.range.high + 1 for v in self.loops))
+
     def place(self, array: Array, indices: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """Where the elements lie: the batch and the loops around first, but for constants."""
         if array.data is not None:
             return indices
-        batch = np.arange(self.batch).reshape((self.batch,) + (1,) * len(self.loops))
+        batch = self.samples.reshape(self.samples.shape + (1,) * len(self.loops))
         outer = tuple(self.aligned(self.values[v]) for v in self.around.get(array, ()))
         return (batch, *outer, *indices)
 
@@ -140,6 +177,37 @@ class _Frame:
                 f"{self.kernel.name}: {name} takes {found.min()} to {found.max()}, "
                 f"and was to stay from {claimed.low} to {claimed.high}"
             )
+
+
+class _Gathered(dict[Var, np.ndarray]):
+    """Values within a guard, those from outside of it gathered when they are first read."""
+
+    def __init__(
+        self, outer: dict[Var, np.ndarray], shape: tuple[int, ...], active: tuple[np.ndarray, ...]
+    ) -> None:
+        super().__init__()
+        self.outer, self.shape, self.active = outer, shape, active
+        self.updated: set[Var] = set()
+
+    def __missing__(self, var: Var) -> np.ndarray:
+        found = self.outer[var]
+        found = found.reshape(found.shape + (1,) * (len(self.shape) - found.ndim))
+        self[var] = np.broadcast_to(found, self.shape)[self.active]
+        return self[var]
+
+    def declared(self, var: Var) -> bool:
+        """Whether the guard is within the scope of a name."""
+        return var in self.outer or (isinstance(self.outer, _Gathered) and self.outer.declared(var))
+
+    def scatter(self) -> None:
+        """Bring registers of the outside up to date."""
+        for var in self.updated:
+            if self.declared(var):
+                whole = self.outer[var].copy()
+                whole[self.active] = self[var]
+                self.outer[var] = whole
+                if isinstance(self.outer, _Gathered):
+                    self.outer.updated.add(var)
 
 
 #: By name, on int64 arrays.

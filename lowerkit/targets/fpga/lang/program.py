@@ -70,7 +70,21 @@ class For:
     label: str
 
 
-Statement = Let | Register | Update | Store | Local | For
+@dataclass(frozen=True, eq=False)
+class When:
+    """A body that runs only where the condition is not 0, and costs next to nothing elsewhere.
+
+    Attributes:
+        most: how often the body runs at most in one run of the kernel, where its author knows that to be less than
+            the loops around say; for schedules alone.
+    """
+
+    condition: Expr
+    body: Sequence[Statement]
+    most: int | None
+
+
+Statement = Let | Register | Update | Store | Local | For | When
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +153,14 @@ class Builder:
         yield counter
         body = self._blocks.pop()
         self._blocks[-1].append(For(counter, count, tuple(body), serial, pipeline, label))
+
+    @contextmanager
+    def when(self, condition: Operand, *, most: int | None = None) -> Iterator[None]:
+        """A guard; its body is what is written within, and names made there stay there."""
+        self._blocks.append([])
+        yield
+        body = self._blocks.pop()
+        self._blocks[-1].append(When(expr(condition), tuple(body), most))
 
     def let(self, name: str, value: Operand, within: Range | None = None) -> Var:
         """A name for a value; `within` is a narrower range than intervals prove, which the interpreter checks."""
