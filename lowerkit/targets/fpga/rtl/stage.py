@@ -80,8 +80,7 @@ class _Printer:
             after |= {n for r in step.recurrences for n in r.inputs}
             if step.logic:
                 now += self.logic(k, step.logic, after, now)
-            for node in step.reads:
-                self.lines += self.memory(node, now)
+            self.reads(step.reads, now)
             for n, recurrence in enumerate(step.recurrences):
                 self.recurrence(f"{k}_{n}", recurrence, later[len(wanted) - 1 - k], now)
             now += READ if step.reads else 1 if step.recurrences else 0
@@ -239,16 +238,21 @@ class _Printer:
         self.lines.append(f"  {name} u_{name} ({', '.join(ports)});")
         return module.latency
 
-    def memory(self, node: Node, now: int) -> list[str]:
-        """A table, read at an address."""
-        if node.op == "fetch":
-            return self.fetch(node, now)
-        if node.op == "recall":
-            return self.recall(node, now)
-        address = self.at(node.args[0], now)
-        name, bits = self.name(node), node.range.bits
-        self.time[node] = now + READ
-        return table(name, node.detail.tolist(), bits, address)
+    def reads(self, nodes: Iterable[Node], now: int) -> None:
+        """Buffers, own memories, and tables: those that are read at the same address have their words in one."""
+        tables: dict[Node, list[Node]] = {}
+        for node in nodes:
+            if node.op == "fetch":
+                self.lines += self.fetch(node, now)
+            elif node.op == "recall":
+                self.lines += self.recall(node, now)
+            else:
+                tables.setdefault(node.args[0], []).append(node)
+        for place, found in tables.items():
+            address = self.at(place, now)
+            self.time |= dict.fromkeys(found, now + READ)
+            columns = [(self.name(n), n.detail.tolist(), n.range.bits) for n in found]
+            self.lines += table(columns, address)
 
     def fetch(self, node: Node, now: int) -> list[str]:
         """An element of a buffer, in the half of the block that the iteration began with."""
