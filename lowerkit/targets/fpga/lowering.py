@@ -24,7 +24,7 @@ from lowerkit.targets.fpga.constants import known
 from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.formats import Fixed, Format
 from lowerkit.targets.fpga.kernels.layout import reshape
-from lowerkit.targets.fpga.kernels.schedule import Built, least_reuse
+from lowerkit.targets.fpga.kernels.schedule import Built, greatest_reuse, least_reuse
 from lowerkit.targets.fpga.kernels.unit import Job
 
 
@@ -38,6 +38,7 @@ class Context:
         reuse: by node name, how often each multiplier of a layer is used.
         weights: by node name, the kind of format that its weights have instead; see `narrow_weights`.
         multipliers: how many a layer of which `reuse` says nothing may have.
+        cycles: how many a product may take for a sample, instead, if not 0; it has as few multipliers as that allows.
         parallel: by node name, how many rows of a product are computed at once, 1 elsewhere.
         jobs: by layer, what a linear layer computes, for a unit that many share.
     """
@@ -47,6 +48,7 @@ class Context:
     reuse: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     multipliers: int = 64
+    cycles: int = 0
     parallel: Mapping[str, int] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
@@ -70,11 +72,14 @@ class Context:
         text = re.sub(r"[^0-9A-Za-z]+", "_", node.name or node.op_type).strip("_").lower()
         return f"l{len(self.layers)}_{text}"
 
-    def reuse_of(self, node: ir.Node, products: int) -> int:
+    def reuse_of(self, node: ir.Node, products: int, positions: int | None = None) -> int:
         """How often each multiplier of a layer is used, of which an output position needs `products` products."""
-        given = self.reuse.get(node.name or "")
-        each = max(self.multipliers // self.at_once(node), 1)
-        return least_reuse(products, each) if given is None else given
+        given, together = self.reuse.get(node.name or ""), self.at_once(node)
+        if given is not None:
+            return given
+        if self.cycles and positions:
+            return greatest_reuse(products, self.cycles // -(-positions // together))
+        return least_reuse(products, max(self.multipliers // together, 1))
 
     def at_once(self, node: ir.Node) -> int:
         """How many rows of a product are computed at once."""

@@ -55,6 +55,7 @@ class FpgaTarget(Target):
         "clip": "range",
         "formats": {},
         "multipliers": 64,
+        "cycles": 0,
         "reuse": {},
         "parallel": {},
         "shared_linear": False,
@@ -101,6 +102,7 @@ class FpgaTarget(Target):
             reuse=merged["reuse"],
             weights=_weights(model, merged),
             multipliers=merged["multipliers"],
+            cycles=merged["cycles"],
             parallel=merged["parallel"],
         )
         found = design_of(model, context, CONVERTERS, choose)
@@ -192,6 +194,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option overflow must be one of {', '.join(OVERFLOW)}, not {merged['overflow']!r}")
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise PlanError(f"option multipliers must be a positive number, not {most!r}")
+    cycles = merged["cycles"]
+    if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0:
+        raise PlanError(f"option cycles must be a number of clock cycles, or 0 for no limit, not {cycles!r}")
     if not isinstance(merged["shared_linear"], bool):
         raise PlanError(f"option shared_linear must be true or false, not {merged['shared_linear']!r}")
     for node, rows in merged["parallel"].items():

@@ -75,7 +75,7 @@ def _activations(context: Context, node: ir.Node) -> None:
         a.format,
         b.format,
         y.format,
-        reuse=context.reuse_of(node, a.shape[-1] * b.shape[-1]),
+        reuse=context.reuse_of(node, a.shape[-1] * b.shape[-1], math.prod(a.shape[:-1])),
         at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0], node.inputs[1]], node.outputs[0])
@@ -102,7 +102,7 @@ def _linear(
         y.format,
         bias=whole,
         offset=offset,
-        reuse=context.reuse_of(node, weights.size),
+        reuse=context.reuse_of(node, weights.size, math.prod(x.shape[:-1])),
         at_once=context.at_once(node),
     )
     context.add(node, made, [node.inputs[0]], output)
@@ -132,7 +132,7 @@ def _conv(context: Context, node: ir.Node) -> None:
         groups=node.attributes.get_int("group", 1),
         bias=whole,
         offset=offset,
-        reuse=context.reuse_of(node, math.prod(weights.shape)),
+        reuse=context.reuse_of(node, math.prod(weights.shape), math.prod(y.shape[2:])),
     )
     context.add(node, made, [node.inputs[0]], output)
 

@@ -55,6 +55,11 @@ def least_reuse(products: int, multipliers: int) -> int:
     return next(r for r in range(-(-products // multipliers), products + 1) if products % r == 0)
 
 
+def greatest_reuse(products: int, most: int) -> int:
+    """The greatest reuse factor that divides `products` and is at most that number; 1 where that is less."""
+    return next((r for r in range(min(most, products), 0, -1) if products % r == 0), 1)
+
+
 def split(reuse: int, sizes: Sequence[int]) -> tuple[int, ...]:
     """`reuse` as a product of one divisor of each size, the first ones large. Raises ValueError if there is none."""
     if reuse < 1:

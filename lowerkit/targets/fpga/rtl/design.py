@@ -77,7 +77,11 @@ def print_rtl(kernel: Kernel, period_ps: int = PERIOD_PS) -> Rtl:
         UnsupportedError: for a kernel that is no pipeline of streams.
         ToolError: where XLS is not installed.
     """
-    pipeline = split(kernel)
+    return print_pipeline(split(kernel), period_ps)
+
+
+def print_pipeline(pipeline: Pipeline, period_ps: int = PERIOD_PS) -> Rtl:
+    """As `print_rtl`, of a kernel that is split already."""
     return _Top(pipeline, period_ps).printed()
 
 

@@ -10,37 +10,59 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from lowerkit.errors import LowerkitError
 from lowerkit.targets.fpga.dataflow import COUPLING, Channel, Network, Process, network
 from lowerkit.targets.fpga.design import Design
-from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Rtl, Stream, print_rtl
+from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Rtl, Stream, print_pipeline
+from lowerkit.targets.fpga.rtl.products import limit_blocks
 from lowerkit.targets.fpga.rtl.simulate import Cycles, simulate
+from lowerkit.targets.fpga.rtl.stages import split
 from lowerkit.targets.fpga.rtl.verilog import bus
+
+Made = TypeVar("Made")
 
 
 def print_network(
-    design: Design, period_ps: int = PERIOD_PS, *, progress: Callable[[str], None] = lambda _: None
+    design: Design,
+    period_ps: int = PERIOD_PS,
+    *,
+    blocks: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Rtl:
     """The design as one module, `NAME_top`; its ports have the names of the network's.
+
+    Args:
+        blocks: multiplier blocks that all layers may take; the smallest of the products beyond are made of logic.
+        progress: told what begins.
 
     Raises:
         UnsupportedError: for a layer that is no pipeline of streams, which the message names.
         ToolError: where XLS is not installed.
     """
     net = network(design)
+    made = [p for p in net.processes if p.kind in ("layer", "fork")]
+    pipelines = {p.name: _of(p, partial(split, p.kernel)) for p in made}
+    if blocks is not None:
+        limit_blocks(list(pipelines.values()), blocks)
     layers = {}
-    for process in net.processes:
-        if process.kind in ("layer", "fork"):
-            progress(f"{process.name}: Verilog")
-            try:
-                layers[process.name] = print_rtl(process.kernel, period_ps)
-            except LowerkitError as error:
-                node = process.layer.node if process.layer else None
-                raise type(error)(error.reason, node=node or None, hint=error.hint) from error
+    for process in made:
+        progress(f"{process.name}: Verilog")
+        layers[process.name] = _of(process, partial(print_pipeline, pipelines[process.name], period_ps))
     return _Wires(design, net, layers).printed()
+
+
+def _of(process: Process, work: Callable[[], Made]) -> Made:
+    """What a process's kernel is made to; errors name its node."""
+    try:
+        return work()
+    except LowerkitError as error:
+        node = process.layer.node if process.layer else None
+        raise type(error)(error.reason, node=node or None, hint=error.hint) from error
 
 
 def simulate_network(
