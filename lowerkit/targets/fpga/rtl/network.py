@@ -19,7 +19,7 @@ from lowerkit.errors import LowerkitError
 from lowerkit.targets.fpga.dataflow import COUPLING, Channel, Network, Process, network
 from lowerkit.targets.fpga.design import Design
 from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Rtl, Stream, print_pipeline
-from lowerkit.targets.fpga.rtl.products import limit_blocks
+from lowerkit.targets.fpga.rtl.rows import limit_blocks
 from lowerkit.targets.fpga.rtl.simulate import Cycles, simulate
 from lowerkit.targets.fpga.rtl.stages import split
 from lowerkit.targets.fpga.rtl.verilog import bus

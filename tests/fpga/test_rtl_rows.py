@@ -19,7 +19,7 @@ from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl.design import print_pipeline
 from lowerkit.targets.fpga.rtl.graph import Graph, Node, Source, reached
-from lowerkit.targets.fpga.rtl.products import limit_blocks, products, rows
+from lowerkit.targets.fpga.rtl.rows import limit_blocks, products, rows
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 from lowerkit.targets.fpga.rtl.stages import split
 
