@@ -21,10 +21,10 @@ from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
 from lowerkit.passes.base import Contract
 from lowerkit.passes.lower import apply_plan, check_domains, default_plan
-from lowerkit.pipeline import Progress, Stages
+from lowerkit.pipeline import Stages
 from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
-from lowerkit.targets.base import Runner, Target, get_target
+from lowerkit.targets.base import Progress, Runner, Target, get_target
 from lowerkit.validation.results import Validation
 from lowerkit.validation.samples import read_labels, read_samples, write_arrays
 from lowerkit.validation.validate import validate as validate_models
@@ -133,7 +133,8 @@ def compile(
         stages.dump("lowered", lowered)
         pipeline.check_target(lowered, chosen, lowered=True)
         stages.start("emit")
-        chosen.emit(lowered.clone(), plan.options, directory)
+        settled = chosen.emit(lowered.clone(), plan.options, directory, progress)
+        plan = dataclasses.replace(plan, options=settled)
         artifact_files.save_model(original, directory / artifact_files.ORIGINAL)
         artifact_files.save_model(lowered, directory / artifact_files.LOWERED)
         (directory / artifact_files.PLAN).write_text(plan.to_toml(), encoding="utf-8")
@@ -253,8 +254,8 @@ def _self_check(
 
 
 def _report(validation: Validation, artifact: Artifact, target: Target) -> None:
-    cost = target.cost(artifact.directory)
-    write_report(validation, artifact.plan, artifact.manifest, artifact.directory, cost)
+    costs = target.costs(artifact.directory)
+    write_report(validation, artifact.plan, artifact.manifest, artifact.directory, costs)
 
 
 def _warn_of_replacements(validation: Validation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +20,11 @@ from lowerkit.graph.load import upgrade
 from lowerkit.passes import registry
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Plan
-from lowerkit.targets.base import Target
+from lowerkit.targets.base import Progress, Target
 from lowerkit.validation.samples import read_samples, synthetic_samples
 
 #: Samples drawn when the user gives none.
 SYNTHETIC_SAMPLES = 8
-
-#: Called as (stage, done, total) while work goes on.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -198,6 +198,8 @@ def _nonlinearities(rows: Iterable[NonLinearity]) -> Table:
 
 def artifact(made: Artifact) -> list[RenderableType]:
     """What `compile` made: the choices by method, and where the report is."""
+    from lowerkit.report.summary import amount
+
     counts: dict[tuple[str, str], int] = {}
     for choice in made.plan.choices:
         counts[choice.op, choice.method] = counts.get((choice.op, choice.method), 0) + 1
@@ -205,10 +207,11 @@ def artifact(made: Artifact) -> list[RenderableType]:
     for (op, method), count in sorted(counts.items()):
         table.add_row(op, method, str(count))
     lines: list[RenderableType] = [f"wrote {made.directory} for target {made.target}"]
-    cost = get_target(made.target).cost(made.directory)
-    if cost is not None:
+    for cost in get_target(made.target).costs(made.directory):
+        if not cost.total:
+            continue
         whole = ", ".join(
-            f"{n:,} {name}" for name, n in zip(cost.columns[1:], cost.rows[-1][1:], strict=True)
+            f"{amount(n)} {name}" for name, n in zip(cost.columns[1:], cost.rows[-1][1:], strict=True)
         )
         lines.append(f"cost: {whole} ({cost.note})")
     return [*lines, *([table] if counts else []), f"report: {made.directory / 'report.html'}"]

@@ -16,7 +16,7 @@ import pytest
 from lowerkit.graph.inspect import Blocker, Inspection, inspect_model, node_macs
 from lowerkit.graph.names import name_nodes
 from lowerkit.graph.shapes import infer_shapes
-from lowerkit.targets.base import Runner, Target
+from lowerkit.targets.base import Progress, Runner, Target
 
 
 class NoTranscendentals(Target):
@@ -30,7 +30,13 @@ class NoTranscendentals(Target):
     def blocker(self, node: ir.Node) -> str | None:
         return "it has no sine" if node.op_type == "Sin" else None
 
-    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
+    def emit(
+        self,
+        model: ir.Model,
+        options: Mapping[str, Any],
+        directory: Path,
+        progress: Progress | None = None,
+    ) -> Mapping[str, Any]:
         raise NotImplementedError
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:

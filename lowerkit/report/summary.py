@@ -42,6 +42,11 @@ def number(value: float | None) -> str:
     return "0" if value == 0 else f"{value:.3g}"
 
 
+def amount(value: str | int | float) -> str:
+    """A count or a measurement of a cost table for people."""
+    return value if isinstance(value, str) else f"{value:,}"
+
+
 def percent(rate: float | None) -> str:
     """A rate for people; 100 % is shown for exactly all alone."""
     if rate is None:

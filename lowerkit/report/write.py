@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lowerkit.plan import Plan
 from lowerkit.report.plots import layer_plot, scatter_plot
-from lowerkit.report.summary import number, percent, summary_lines
+from lowerkit.report.summary import amount, number, percent, summary_lines
 from lowerkit.targets.base import CostTable
 from lowerkit.validation.results import Validation
 
@@ -27,12 +27,12 @@ def write_report(
     plan: Plan,
     info: Mapping[str, Any],
     directory: Path,
-    cost: CostTable | None = None,
+    costs: Sequence[CostTable] = (),
 ) -> None:
     """Write `report.json` and `report.html` into `directory`. Equal arguments give equal bytes.
 
     Args:
-        cost: what the artifact takes of its hardware.
+        costs: what the artifact takes of its hardware.
         info: what the model and the tools were, like an artifact's manifest: of `source`, `target`,
             `options`, `inputs`, `outputs` and `versions`, those that are there are reported.
 
@@ -45,15 +45,15 @@ def write_report(
         "summary": summary_lines(validation),
         "plan": plan.to_toml(),
         "environment": environment,
-        **({"cost": asdict(cost)} if cost is not None else {}),
+        **({"costs": [asdict(table) for table in costs]} if costs else {}),
     }
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     (directory / "report.json").write_text(text + "\n", encoding="utf-8")
-    (directory / "report.html").write_text(render(validation, plan, environment, cost), encoding="utf-8")
+    (directory / "report.html").write_text(render(validation, plan, environment, costs), encoding="utf-8")
 
 
 def render(
-    validation: Validation, plan: Plan, environment: Mapping[str, Any], cost: CostTable | None = None
+    validation: Validation, plan: Plan, environment: Mapping[str, Any], costs: Sequence[CostTable] = ()
 ) -> str:
     """The HTML report: no scripts, no references to anything outside the file."""
     jinja = Environment(
@@ -63,14 +63,14 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    jinja.filters.update(number=number, percent=percent, compact=_compact)
+    jinja.filters.update(amount=amount, number=number, percent=percent, compact=_compact)
     plotted = [output for output in validation.outputs if output.points and "float" in output.dtype]
     return jinja.get_template("template.html").render(
         v=validation,
         plan=plan,
         summary=summary_lines(validation),
         environment=environment,
-        cost=cost,
+        costs=costs,
         layer_plot=layer_plot(validation.layers) if validation.layers else None,
         scatters=[(output, scatter_plot(output)) for output in plotted[:MAX_SCATTERS]],
         kept=[choice for choice in validation.choices if choice.contract is None],

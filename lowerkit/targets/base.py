@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
+
+
+#: Called as (what, done, total) while work goes on.
+Progress = Callable[[str, int, int], None]
 
 
 class Runner(Protocol):
@@ -28,12 +32,13 @@ class CostTable:
     Attributes:
         note: how the numbers are known.
         columns: headings.
-        rows: names and numbers, one for each column; the last row is of the whole.
+        rows: names and numbers, one for each column; the last row is of the whole where `total`.
     """
 
     note: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | int, ...], ...]
+    rows: tuple[tuple[str | int | float, ...], ...]
+    total: bool = True
 
 
 class Target(ABC):
@@ -80,9 +85,16 @@ class Target(ABC):
         return dict(options)
 
     @abstractmethod
-    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
+    def emit(
+        self,
+        model: ir.Model,
+        options: Mapping[str, Any],
+        directory: Path,
+        progress: Progress | None = None,
+    ) -> Mapping[str, Any]:
         """Write the target's files for the lowered `model` into `directory`, deterministically.
 
+        Returns the options with which the same files are written without what had to be measured to choose them.
         Raises UnsupportedError (names the node) or ToolError; never leaves a wrong artifact in silence.
         """
 
@@ -90,9 +102,9 @@ class Target(ABC):
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner for the files that `emit` wrote, without the target's compiler."""
 
-    def cost(self, directory: Path) -> CostTable | None:
-        """What the files that `emit` wrote take of the hardware; None where the target does not count that."""
-        return None
+    def costs(self, directory: Path) -> tuple[CostTable, ...]:
+        """What the files that `emit` wrote take of the hardware; nothing where the target does not count that."""
+        return ()
 
     @abstractmethod
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:

@@ -16,7 +16,7 @@ from lowerkit.artifact import specs
 from lowerkit.errors import DataError
 from lowerkit.plan import Plan
 from lowerkit.reference import Reference
-from lowerkit.targets.base import Runner
+from lowerkit.targets.base import Progress, Runner
 from lowerkit.validation.choices import compare_choices
 from lowerkit.validation.layers import Probe, compare_layers
 from lowerkit.validation.outputs import meters
@@ -26,9 +26,6 @@ __all__ = ["LAYER_SAMPLES", "Validation", "validate"]
 
 #: Samples that the comparison by layer and by choice uses at most, from the first on.
 LAYER_SAMPLES = 32
-
-#: Called as (what, done, total) while work goes on.
-Progress = Callable[[str, int, int], None]
 
 
 def validate(

@@ -28,13 +28,13 @@ def dense(inner: int, columns: int) -> Design:
 
 
 def test_too_large_for_one_and_not_for_the_other() -> None:
-    """2^18 weights of 16 bits are 4 Mbit: more than the 3.66 of an ECP5-85, less than the 4.92 of an XC7Z020."""
+    """2^18 weights of 16 bits are 4 Mbit: more than the 3.66 of an ECP5-85k, less than the 4.92 of an XC7Z020."""
     net = network(dense(512, 512))
     cost(net, device("pynq-z2")).check()
     with pytest.raises(UnsupportedError) as refused:
-        cost(net, device("ECP5-85")).check()
+        cost(net, device("ECP5-85K")).check()
     text = str(refused.value)
-    for part in ("l0_dense", "/dense/MatMul", "4.05 Mbit", "3.66 Mbit", "ecp5-85", "LFE5UM-85F", "--device"):
+    for part in ("l0_dense", "/dense/MatMul", "4.05 Mbit", "3.66 Mbit", "ecp5-85k", "LFE5U-85F", "--device"):
         assert part in text
 
 
@@ -42,8 +42,8 @@ def test_capacities() -> None:
     """Of the data sheets' tables, which round: 32.1 Mb, 4.9 Mb, 3744 Kb."""
     assert round(DEVICES["zcu102"].memory_bits / 2**20, 1) == 32.1
     assert round(DEVICES["pynq-z2"].memory_bits / 2**20, 1) == 4.9
-    assert DEVICES["ecp5-85"].memory_bits == 3744 * 1024
-    assert DEVICES["ecp5-85"].part is None
+    assert DEVICES["ecp5-85k"].memory_bits == 3744 * 1024
+    assert DEVICES["ecp5-85k"].part is None
 
 
 def test_options() -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from lowerkit.errors import ModelError, PlanError
-from lowerkit.targets.base import Runner, Target
+from lowerkit.targets.base import Progress, Runner, Target
 from lowerkit.targets.cpu import features, runner, support
 
 
@@ -34,7 +34,13 @@ class CpuTarget(Target):
         """Why TVM cannot run `node`, or would compute something else."""
         return support.reason(node)
 
-    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
+    def emit(
+        self,
+        model: ir.Model,
+        options: Mapping[str, Any],
+        directory: Path,
+        progress: Progress | None = None,
+    ) -> Mapping[str, Any]:
         """Write `model.so`, TVM's runtime library, `runtime.json` and `run.py`; changes `model`."""
         cpu, threads = _checked(options)
         flags = features.required_flags(cpu)
@@ -66,6 +72,7 @@ class CpuTarget(Target):
         shutil.copyfile(tvm.libinfo.find_libtvm_runtime(), directory / runner.RUNTIME)
         shutil.copyfile(runner.__file__, directory / "run.py")
         (directory / runner.METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        return options
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner that needs numpy and `apache-tvm-ffi`; only `threads` of the options matters here."""

@@ -1,8 +1,9 @@
 """FPGAs by the names of their boards: what is on the chip.
 
 Sources: ZCU102 and ZCU104: Zynq UltraScale+ MPSoC data sheet overview (AMD DS891), XCZU9EG and XCZU7EV; PYNQ-Z2:
-Zynq-7000 SoC data sheet overview (AMD DS190), XC7Z020; ECP5-85: ECP5 and ECP5-5G family data sheet (Lattice
-FPGA-DS-02012), LFE5UM-85F.
+Zynq-7000 SoC data sheet overview (AMD DS190), XC7Z020; ECP5: ECP5 and ECP5-5G family data sheet (Lattice
+FPGA-DS-02012), LFE5U-25F, -45F and -85F, table 1.1, whose look-up tables are rounded: these are those that nextpnr
+places on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class Device:
         multipliers: blocks, and their operands' widths in bits, signs included.
         luts: look-up tables, of 6 inputs for AMD's and 4 for Lattice's.
         part: for vitis_hls.tcl; None where that tool does not know the device.
+        nextpnr: the options by which nextpnr-ecp5 knows it: size and the largest package, for the most pins; None
+            where it does not.
     """
 
     name: str
@@ -30,10 +33,24 @@ class Device:
     operands: tuple[int, int]
     luts: int
     part: str | None
+    nextpnr: tuple[str, str] | None = None
 
 
 def _kilobits(blocks: int, each: int) -> int:
     return blocks * each * 1024
+
+
+def _ecp5(size: str, package: str, blocks: int, multipliers: int, luts: int) -> Device:
+    return Device(
+        f"ecp5-{size}k",
+        f"LFE5U-{size}F",
+        _kilobits(blocks, 18),
+        multipliers,
+        (18, 18),
+        luts,
+        None,
+        (f"--{size}k", package),
+    )
 
 
 DEVICES = {
@@ -50,7 +67,9 @@ DEVICES = {
             "xczu7ev-ffvc1156-2-e",
         ),
         Device("pynq-z2", "XC7Z020", _kilobits(140, 36), 220, (25, 18), 53_200, "xc7z020clg400-1"),
-        Device("ecp5-85", "LFE5UM-85F", _kilobits(208, 18), 156, (18, 18), 84_000, None),
+        _ecp5("25", "CABGA381", 56, 28, 24_288),
+        _ecp5("45", "CABGA554", 108, 72, 43_848),
+        _ecp5("85", "CABGA756", 208, 156, 83_640),
     )
 }
 #: Whose part the tool's script names, and whose multipliers are counted, where no device is.

