@@ -18,6 +18,7 @@ import numpy as np
 
 from lowerkit.targets.fpga.lang.expr import Array, Binary, Range, Var
 from lowerkit.targets.fpga.lang.interpret import OPERATIONS
+from lowerkit.targets.fpga.rtl.products import product
 
 #: Operations of two operands.
 BINARY = ("add", "sub", "mul", "min", "max", "shl", "shr", "lt", "le", "eq")
@@ -96,14 +97,19 @@ class Graph:
             # What every count shifts by is wires; the shifter is for the rest.
             least = self.const(b.range.low)
             return self.binary("shr", self.binary("shr", a, least), self.binary("sub", b, least))
-        if op == "mul" and (a.value == 1 or b.value == 1):
-            return b if a.value == 1 else a
+        if op == "mul":
+            return product(self, a, b, found)
         if op in ("min", "max"):
             if a.range.high <= b.range.low:
                 return a if op == "min" else b
             if b.range.high <= a.range.low:
                 return b if op == "min" else a
         return self._make(op, (a, b), found)
+
+    def multiplier(self, a: Node, b: Node, range: Range) -> Node:
+        """A product that is computed as such."""
+        swapped = ("mul", id(b), id(a), range, None)
+        return self._made.get(swapped) or self._make("mul", (a, b), range)
 
     def select(self, condition: Node, yes: Node, no: Node) -> Node:
         """One of two."""

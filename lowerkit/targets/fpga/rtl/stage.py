@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from lowerkit.targets.fpga.rtl import dslx
 from lowerkit.targets.fpga.rtl.graph import Node
 from lowerkit.targets.fpga.rtl.pipeline import Channel, Stage
-from lowerkit.targets.fpga.rtl.schedule import Recurrence, steps
+from lowerkit.targets.fpga.rtl.schedule import MEMORIES, Recurrence, steps
 from lowerkit.targets.fpga.rtl.verilog import bus, number, read, table
 
 #: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
@@ -84,7 +84,8 @@ class _Printer:
                 self.lines += self.memory(node, now)
             for n, recurrence in enumerate(step.recurrences):
                 self.recurrence(f"{k}_{n}", recurrence, later[len(wanted) - 1 - k], now)
-            now += READ if step.reads else 1 if step.recurrences else 0
+            edges = [READ if n.op in MEMORIES else 1 for n in step.reads]
+            now += max(edges, default=1 if step.recurrences else 0)
         self.release()
         self.keep()
         latency = {c.name: self.give(c) for c in self.stage.gives}
@@ -240,7 +241,9 @@ class _Printer:
         return module.latency
 
     def memory(self, node: Node, now: int) -> list[str]:
-        """A table, read at an address."""
+        """A table, read at an address; a product; or a memory that is written."""
+        if node.op == "mul":
+            return self.multiply(node, now)
         if node.op == "fetch":
             return self.fetch(node, now)
         if node.op == "recall":
@@ -249,6 +252,20 @@ class _Printer:
         name, bits = self.name(node), node.range.bits
         self.time[node] = now + READ
         return table(name, node.detail.tolist(), bits, address)
+
+    def multiply(self, node: Node, now: int) -> list[str]:
+        """A product, with a register behind."""
+        signed = any(a.range.signed for a in node.args)
+        widths = [a.range.bits + (signed and not a.range.signed) for a in node.args]
+        a, b = (self.sized(x, width, now) for x, width in zip(node.args, widths, strict=True))
+        name, bits = self.name(node, "product"), node.range.bits
+        self.time[node] = now + 1
+        return [
+            f"  wire {bus(sum(widths))}{name}_all;",
+            f"  lk_multiply #(.A({widths[0]}), .B({widths[1]}), .SIGNED({signed:d})) u_{name} "
+            f"(.clk(clk), .a({a}), .b({b}), .out({name}_all));",
+            f"  wire {bus(bits)}{name} = {name}_all{f'[{bits - 1}:0]' if bits < sum(widths) else ''};",
+        ]
 
     def fetch(self, node: Node, now: int) -> list[str]:
         """An element of a buffer, in the half of the block that the iteration began with."""
