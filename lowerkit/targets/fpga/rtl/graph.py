@@ -120,9 +120,21 @@ class Graph:
         return yes if yes is no else self._make("select", (condition, yes, no), yes.range.union(no.range))
 
     def bit_length(self, a: Node) -> Node:
-        """The bits that a number takes."""
+        """The bits that a number takes: one more than the leading one's place, which is found by halving."""
         found = Range(a.range.low.bit_length(), a.range.high.bit_length())
-        return self.const(found.low) if found.low == found.high else self._make("bit_length", (a,), found)
+        if found.low == found.high:
+            return self.const(found.low)
+        one = self.select(a, self.const(1), self.const(0))
+        return self.cast(self.binary("add", self._leading(a), one), found)
+
+    def _leading(self, a: Node) -> Node:
+        """The place of a number's leading one; 0 for 0."""
+        if a.range.high <= 1:
+            return self.const(0)
+        half = 1 << ((a.range.bits - 1).bit_length() - 1)
+        above, below = self.binary("shr", a, self.const(half)), self.slice(a, 0, half)
+        place = self.binary("add", self._leading(above), self.const(half))
+        return self.select(above, place, self._leading(below))
 
     def slice(self, a: Node, low: int, width: int) -> Node:
         """Some of a number's bits."""
@@ -169,8 +181,6 @@ class Graph:
                 made[node] = self.binary(node.op, args[0], args[1])
             elif node.op == "select":
                 made[node] = self.select(args[0], args[1], args[2])
-            elif node.op == "bit_length":
-                made[node] = self.bit_length(args[0])
             elif node.op == "slice":
                 made[node] = self.slice(args[0], *node.detail)
             elif node.op == "cast":
@@ -224,7 +234,7 @@ class Graph:
             return np.asarray(grid[source.key]) if source.kind == "counter" else None
         parts = [self.numbers(a, grid) for a in node.args]
         given = [p for p in parts if p is not None]
-        if len(given) < len(parts) or node.op == "bit_length":
+        if len(given) < len(parts):
             return None
         if node.op == "select":
             return np.where(given[0] != 0, given[1], given[2])
