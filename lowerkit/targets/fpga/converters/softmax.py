@@ -17,6 +17,7 @@ from lowerkit.passes import registry
 from lowerkit.passes.softmax.binary import Binary
 from lowerkit.passes.softmax.fixed import Fixed as FixedMethod
 from lowerkit.passes.softmax.log_quantised import LogQuantised
+from lowerkit.passes.softmax.online import Online
 from lowerkit.passes.softmax.power import Power
 from lowerkit.passes.softmax.quantised import Quantised
 from lowerkit.passes.softmax.shift import Shift
@@ -41,6 +42,10 @@ def _shift(rows: int, columns: int, x: Port, y: Port, method: Shift, name: str) 
     return kernels.shift(rows, columns, x.fixed, y.fixed, chosen, name=name)
 
 
+def _online(rows: int, columns: int, x: Port, y: Port, method: Online, name: str) -> Kernel:
+    return kernels.online(rows, columns, x.fixed, y.fixed, name=name)
+
+
 def _quantised(rows: int, columns: int, x: Port, y: Port, method: Quantised, name: str) -> Kernel:
     return kernels.quantised(rows, columns, x.fixed, method, target=y.fixed, name=name)
 
@@ -60,6 +65,7 @@ def _power(rows: int, columns: int, x: Port, y: Port, method: Power, name: str) 
 _KERNELS: Mapping[type, Make] = {
     FixedMethod: _fixed,
     Shift: _shift,
+    Online: _online,
     Quantised: _quantised,
     LogQuantised: _log,
     Binary: _binary,

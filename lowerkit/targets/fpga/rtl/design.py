@@ -14,7 +14,7 @@ from lowerkit.targets.fpga.rtl.stages import split
 from lowerkit.targets.fpga.rtl.verilog import bus
 
 #: Files of modules that designs share.
-SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_widen", "lk_narrow")
+SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_multiply", "lk_widen", "lk_narrow")
 TEMPLATES = Path(__file__).parent.parent / "templates"
 #: Of XLS's delay model.
 PERIOD_PS = 1500

@@ -19,6 +19,7 @@ from lowerkit.targets.fpga.rtl import tools
 from lowerkit.targets.fpga.rtl.graph import Node
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "==", "shl": "<<", "shr": ">>"}
+_MIRRORED = {"lt": ">", "le": ">="}
 #: Longest expression that is not given a name.
 LINE = 60
 
@@ -125,17 +126,15 @@ def _text(node: Node, of: Callable[[Node], str]) -> str:
         bits = max(args[0].range.bits, low + width)
         wide = _to(args[0], of(args[0]), Range(-(1 << (bits - 1)), (1 << (bits - 1)) - 1))
         return f"((({wide} as uN[{bits}]) >> u32:{low}) as {type_of(node.range)})"
-    if node.op == "bit_length":
-        # One bit more than both, so that no literal or difference is cut.
-        bits = args[0].range.bits
-        width = max(bits, node.range.bits) + 1
-        return f"((uN[{width}]:{bits} - (clz({of(args[0])}) as uN[{width}])) as {type_of(node.range)})"
     both = args[0].range.union(args[1].range)
     if node.op in ("min", "max", "lt", "le", "eq"):
         a, b = (_to(x, of(x), both) for x in args)
         if node.op in ("min", "max"):
             chosen = f"(if {a} {'<' if node.op == 'min' else '>'} {b} {{ {a} }} else {{ {b} }})"
             return _convert(chosen, both, node.range)
+        if node.op in _MIRRORED and args[0].value is not None:
+            # DSLX reads "number < (" as the start of a call with parameters.
+            return f"(({b} {_MIRRORED[node.op]} {a}) as u1)"
         return f"(({a} {_INFIX[node.op]} {b}) as u1)"
     if node.op in ("shl", "shr"):
         held = args[0].range.union(node.range)

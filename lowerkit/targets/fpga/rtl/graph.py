@@ -18,6 +18,7 @@ import numpy as np
 
 from lowerkit.targets.fpga.lang.expr import Array, Binary, Range, Var
 from lowerkit.targets.fpga.lang.interpret import OPERATIONS
+from lowerkit.targets.fpga.rtl.products import product
 
 #: Operations of two operands.
 BINARY = ("add", "sub", "mul", "min", "max", "shl", "shr", "lt", "le", "eq")
@@ -96,14 +97,19 @@ class Graph:
             # What every count shifts by is wires; the shifter is for the rest.
             least = self.const(b.range.low)
             return self.binary("shr", self.binary("shr", a, least), self.binary("sub", b, least))
-        if op == "mul" and (a.value == 1 or b.value == 1):
-            return b if a.value == 1 else a
+        if op == "mul":
+            return product(self, a, b, found)
         if op in ("min", "max"):
             if a.range.high <= b.range.low:
                 return a if op == "min" else b
             if b.range.high <= a.range.low:
                 return b if op == "min" else a
         return self._make(op, (a, b), found)
+
+    def multiplier(self, a: Node, b: Node, range: Range) -> Node:
+        """A product that is computed as such."""
+        swapped = ("mul", id(b), id(a), range, None)
+        return self._made.get(swapped) or self._make("mul", (a, b), range)
 
     def select(self, condition: Node, yes: Node, no: Node) -> Node:
         """One of two."""
@@ -114,9 +120,21 @@ class Graph:
         return yes if yes is no else self._make("select", (condition, yes, no), yes.range.union(no.range))
 
     def bit_length(self, a: Node) -> Node:
-        """The bits that a number takes."""
+        """The bits that a number takes: one more than the leading one's place, which is found by halving."""
         found = Range(a.range.low.bit_length(), a.range.high.bit_length())
-        return self.const(found.low) if found.low == found.high else self._make("bit_length", (a,), found)
+        if found.low == found.high:
+            return self.const(found.low)
+        one = self.select(a, self.const(1), self.const(0))
+        return self.cast(self.binary("add", self._leading(a), one), found)
+
+    def _leading(self, a: Node) -> Node:
+        """The place of a number's leading one; 0 for 0."""
+        if a.range.high <= 1:
+            return self.const(0)
+        half = 1 << ((a.range.bits - 1).bit_length() - 1)
+        above, below = self.binary("shr", a, self.const(half)), self.slice(a, 0, half)
+        place = self.binary("add", self._leading(above), self.const(half))
+        return self.select(above, place, self._leading(below))
 
     def slice(self, a: Node, low: int, width: int) -> Node:
         """Some of a number's bits."""
@@ -163,8 +181,6 @@ class Graph:
                 made[node] = self.binary(node.op, args[0], args[1])
             elif node.op == "select":
                 made[node] = self.select(args[0], args[1], args[2])
-            elif node.op == "bit_length":
-                made[node] = self.bit_length(args[0])
             elif node.op == "slice":
                 made[node] = self.slice(args[0], *node.detail)
             elif node.op == "cast":
@@ -218,7 +234,7 @@ class Graph:
             return np.asarray(grid[source.key]) if source.kind == "counter" else None
         parts = [self.numbers(a, grid) for a in node.args]
         given = [p for p in parts if p is not None]
-        if len(given) < len(parts) or node.op == "bit_length":
+        if len(given) < len(parts):
             return None
         if node.op == "select":
             return np.where(given[0] != 0, given[1], given[2])

@@ -1,6 +1,6 @@
 """Cuts a stage's iteration into steps: logic, then what takes a clock edge of its own.
 
-Memories are read at an edge, and so are registers that go from iteration to iteration. The way from such a register to
+Memories are read at an edge, multipliers have a register behind, and registers go from iteration to iteration. The way from such a register to
 its next value is computed within a cycle, so that an iteration can start each cycle; all else is logic before or after,
 which may take as many cycles as it likes.
 """
@@ -14,8 +14,9 @@ from lowerkit.errors import UnsupportedError
 from lowerkit.targets.fpga.rtl.graph import Node, after, reached
 from lowerkit.targets.fpga.rtl.pipeline import Stage, State
 
-#: Operations that take a clock edge.
+#: Operations that take a clock edge; a product takes none on the way from a register to its next value.
 MEMORIES = ("read", "fetch", "recall")
+EDGES = (*MEMORIES, "mul")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class Step:
-    """Logic, and the memories and registers that follow it."""
+    """Logic, and the memories, multipliers and registers that follow it."""
 
     logic: tuple[Node, ...]
     reads: tuple[Node, ...]
@@ -65,12 +66,12 @@ def steps(stage: Stage) -> list[Step]:
                 wanted = before[home[node]] + 1
             else:
                 wanted = max((level[a] for a in (*node.args, *beside.get(node, ()))), default=0)
-                wanted += node.op in MEMORIES
+                wanted += node.op in EDGES
                 wanted = max([wanted, *(level[a] + 1 for a in node.args if a in kept)])
             changed |= wanted != level[node]
             level[node] = wanted
-    plain = [n for n in nodes if n not in home and n.op not in ("const", "source", *MEMORIES)]
-    reads = [n for n in nodes if n.op in MEMORIES]
+    plain = [n for n in nodes if n not in home and n.op not in ("const", "source", *EDGES)]
+    reads = [n for n in nodes if n not in home and n.op in EDGES]
     count = max(level.values(), default=0) + 1
     return [
         Step(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from lowerkit.targets.fpga.rtl import dslx
 from lowerkit.targets.fpga.rtl.graph import Node
 from lowerkit.targets.fpga.rtl.pipeline import Channel, Stage
-from lowerkit.targets.fpga.rtl.schedule import Recurrence, steps
+from lowerkit.targets.fpga.rtl.schedule import MEMORIES, Recurrence, steps
 from lowerkit.targets.fpga.rtl.verilog import bus, number, read, table
 
 #: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
@@ -83,7 +83,8 @@ class _Printer:
             self.reads(step.reads, now)
             for n, recurrence in enumerate(step.recurrences):
                 self.recurrence(f"{k}_{n}", recurrence, later[len(wanted) - 1 - k], now)
-            now += READ if step.reads else 1 if step.recurrences else 0
+            edges = [READ if n.op in MEMORIES else 1 for n in step.reads]
+            now += max(edges, default=1 if step.recurrences else 0)
         self.release()
         self.keep()
         latency = {c.name: self.give(c) for c in self.stage.gives}
@@ -239,20 +240,32 @@ class _Printer:
         return module.latency
 
     def reads(self, nodes: Iterable[Node], now: int) -> None:
-        """Buffers, own memories, and tables: those that are read at the same address have their words in one."""
+        """Products, memories, and tables: those that are read at the same address have their words in one."""
+        kinds = {"mul": self.multiply, "fetch": self.fetch, "recall": self.recall}
         tables: dict[Node, list[Node]] = {}
         for node in nodes:
-            if node.op == "fetch":
-                self.lines += self.fetch(node, now)
-            elif node.op == "recall":
-                self.lines += self.recall(node, now)
+            if node.op in kinds:
+                self.lines += kinds[node.op](node, now)
             else:
                 tables.setdefault(node.args[0], []).append(node)
         for place, found in tables.items():
             address = self.at(place, now)
             self.time |= dict.fromkeys(found, now + READ)
-            columns = [(self.name(n), n.detail.tolist(), n.range.bits) for n in found]
-            self.lines += table(columns, address)
+            self.lines += table([(self.name(n), n.detail.tolist(), n.range.bits) for n in found], address)
+
+    def multiply(self, node: Node, now: int) -> list[str]:
+        """A product, with a register behind."""
+        signed = any(a.range.signed for a in node.args)
+        widths = [a.range.bits + (signed and not a.range.signed) for a in node.args]
+        a, b = (self.sized(x, width, now) for x, width in zip(node.args, widths, strict=True))
+        name, bits = self.name(node, "product"), node.range.bits
+        self.time[node] = now + 1
+        return [
+            f"  wire {bus(sum(widths))}{name}_all;",
+            f"  lk_multiply #(.A({widths[0]}), .B({widths[1]}), .SIGNED({signed:d})) u_{name} "
+            f"(.clk(clk), .a({a}), .b({b}), .out({name}_all));",
+            f"  wire {bus(bits)}{name} = {name}_all{f'[{bits - 1}:0]' if bits < sum(widths) else ''};",
+        ]
 
     def fetch(self, node: Node, now: int) -> list[str]:
         """An element of a buffer, in the half of the block that the iteration began with."""
