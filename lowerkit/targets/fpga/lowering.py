@@ -53,6 +53,8 @@ class Context:
     layers: list[Layer] = field(default_factory=list)
     done: set[ir.Node] = field(default_factory=set)
     jobs: dict[str, Job] = field(default_factory=dict)
+    #: By node name, the reuse factors that layers got.
+    factors: dict[str, int] = field(default_factory=dict)
 
     def port(self, value: ir.Value | None) -> Port:
         """The port of a value, made on first use."""
@@ -74,7 +76,9 @@ class Context:
         """How often each multiplier of a layer is used, of which an output position needs `products` products."""
         given = self.reuse.get(node.name or "")
         each = max(self.multipliers // self.at_once(node), 1)
-        return least_reuse(products, each) if given is None else given
+        factor = least_reuse(products, each) if given is None else given
+        self.factors[node.name or ""] = factor
+        return factor
 
     def at_once(self, node: ir.Node) -> int:
         """How many rows of a product are computed at once."""

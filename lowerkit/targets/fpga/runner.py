@@ -90,7 +90,7 @@ def main() -> int:
             if missing:
                 raise RunError(f"{sys.argv[1]} has no array '{missing[0]}'")
             codes = {port["name"]: encoded(port, data[port["name"]]) for port in description["inputs"]}
-        found = simulate(folder / PROJECT, description, codes)
+        found = simulate(folder / description.get("project", PROJECT), description, codes)
         results: dict[str, Any] = {
             port["name"]: decoded(port, found[port["name"]]) for port in description["outputs"]
         }
