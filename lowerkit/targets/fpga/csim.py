@@ -16,21 +16,21 @@ from lowerkit.targets.fpga import runner
 from lowerkit.targets.fpga.runner import PROGRAM
 
 
-def build(directory: Path) -> None:
+def build(directory: Path, what: str = "C-simulation") -> None:
     """Make the program in a project's folder. Raises ToolError without make or g++, or where they fail."""
     for tool in ("make", "g++"):
         if shutil.which(tool) is None:
             raise ToolError(
-                f"{tool} is not installed, and the C-simulation needs it", hint=f"apt-get install {tool}"
+                f"{tool} is not installed, and the {what} needs it", hint=f"apt-get install {tool}"
             )
     jobs = f"-j{max(os.cpu_count() or 1, 1)}"
     made = subprocess.run(
         ["make", "-s", jobs, PROGRAM], cwd=directory, capture_output=True, text=True, check=False
     )
     if made.returncode != 0:
-        first = next((line for line in made.stderr.splitlines() if "error" in line), made.stderr[-300:])
+        first = next((line for line in made.stderr.splitlines() if "error" in line.lower()), made.stderr[-300:])
         raise ToolError(
-            f"the C-simulation does not compile: {first.strip()}", hint="this is a fault of lowerkit"
+            f"the {what} does not compile: {first.strip()}", hint="this is a fault of lowerkit"
         )
     # Objects are no part of an artifact.
     subprocess.run(["make", "-s", "tidy"], cwd=directory, capture_output=True, check=True)

@@ -76,7 +76,7 @@ def write_project(
     _write(directory / f"{design.name}.h", top.header(design, net, chosen))
     _write(directory / f"{design.name}.cpp", top.top(design, net, chosen))
     _write(directory / "testbench.cpp", top.testbench(design, net, chosen))
-    count = _golden(design, directory / "golden", golden)
+    count = write_golden(design, directory / "golden", golden)
     _write(directory / "Makefile", _makefile(design, count, _units(directory, design)))
     if part is not None:
         _write(directory / "vitis_hls.tcl", _tcl(design, part, clock_ns, count))
@@ -138,7 +138,7 @@ def _layer(layer: Layer) -> tuple[str, str]:
     return "\n".join(declared), "\n".join(defined)
 
 
-def _golden(design: Design, folder: Path, golden: Mapping[str, np.ndarray] | None) -> int:
+def write_golden(design: Design, folder: Path, golden: Mapping[str, np.ndarray] | None) -> int:
     """Write inputs' and outputs' codes as the test bench reads them; the number of samples."""
     if golden is None:
         rng = np.random.default_rng(0)

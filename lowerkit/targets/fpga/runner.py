@@ -1,4 +1,4 @@
-"""Runs a built C-simulation with numpy alone; also an artifact's `run.py`:
+"""Runs a built simulation, of C++ or of Verilog, with numpy alone; also an artifact's `run.py`:
 
     python OUT/run.py IN.npz OUT.npz
 
@@ -12,7 +12,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,15 @@ class RunError(Exception):
 
 
 def simulate(
-    directory: Path, description: Mapping[str, Any], codes: Mapping[str, np.ndarray]
+    directory: Path,
+    description: Mapping[str, Any],
+    codes: Mapping[str, np.ndarray],
+    options: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Codes of the outputs, int64 [samples, *shape], for those of the inputs; `directory` has the program."""
+    """Codes of the outputs, int64 [samples, *shape], for those of the inputs.
+
+    `directory` has the program, which may take further options.
+    """
     sizes = [math.prod(port["shape"]) for port in description["inputs"]]
     given = [
         codes[port["name"]].reshape(-1, size) for port, size in zip(description["inputs"], sizes, strict=True)
@@ -37,19 +43,18 @@ def simulate(
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         before, after = Path(scratch, "in"), Path(scratch, "out")
         before.write_bytes(rows.tobytes())
-        command = [str(directory / PROGRAM), str(before), str(after), str(len(rows))]
+        command = [str(directory / PROGRAM), str(before), str(after), str(len(rows)), *options]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise RunError(f"the C-simulation does not start: {error}") from None
+            raise RunError(f"the simulation does not start: {error}") from None
         if done.returncode != 0 or not after.is_file():
-            raise RunError(
-                f"the C-simulation failed with status {done.returncode}: {done.stderr.strip()[:200]}"
-            )
+            told = (done.stderr.strip().splitlines() or [""])[0][:300]
+            raise RunError(f"the simulation failed with status {done.returncode}: {told}")
         results = np.frombuffer(after.read_bytes(), "<i8")
     wanted = [math.prod(port["shape"]) for port in description["outputs"]]
     if results.size != len(rows) * sum(wanted):
-        raise RunError(f"the C-simulation wrote {results.size} codes, not {len(rows) * sum(wanted)}")
+        raise RunError(f"the simulation wrote {results.size} codes, not {len(rows) * sum(wanted)}")
     parts = np.split(results.reshape(len(rows), -1), np.cumsum(wanted)[:-1], axis=1)
     return {
         port["name"]: part.reshape(-1, *port["shape"]).astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,12 @@ SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_widen", "lk_narrow")
 TEMPLATES = Path(__file__).parent.parent / "templates"
 #: Of XLS's delay model.
 PERIOD_PS = 1500
-#: What verilator's lint is not to say, and why.
-WAIVERS = """\
-// Lint waivers. One file holds all modules; queues behind stages are never full, as their stages count places; XLS
-// computes whole sums and products of which some bits are cut.
-// verilator lint_off DECLFILENAME
-// verilator lint_off PINCONNECTEMPTY
-// verilator lint_off UNUSEDSIGNAL
-"""
+#: Rules of verilator's lint that are off, and why.
+WAIVERS = {
+    "DECLFILENAME": "a file holds all modules of a layer",
+    "PINCONNECTEMPTY": "queues behind stages are never full, as their stages count places",
+    "UNUSEDSIGNAL": "XLS computes whole sums and products of which some bits are cut",
+}
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,72 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Rtl:
-    """A kernel in Verilog.
+class Source:
+    """What is printed of a kernel, or of a network's top module.
 
     Attributes:
-        modules: Verilog of all that is made for this kernel; `verilog` has the shared ones too.
+        modules: Verilog; the module of this name is the last one.
         dslx: the functions that XLS made modules of.
+        iterations: of all its pipelines, for one sample.
     """
 
     name: str
     modules: str
-    dslx: str
+    dslx: str = ""
+    iterations: int = 0
+
+
+@dataclass(frozen=True)
+class Link:
+    """A channel between layers of a network, or between a layer and a port.
+
+    Attributes:
+        writer, reader: layers or ports.
+        size: codes of a sample.
+        depth: codes that its queue holds; 0 where there is none.
+        start, end: wires of the top module, both with _valid and _ready: the writer's and the reader's.
+    """
+
+    name: str
+    writer: str
+    reader: str
+    size: int
+    depth: int
+    start: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Rtl:
+    """A kernel, or a network of them, in Verilog.
+
+    Attributes:
+        sources: all that is made for this design, the top module's last; `verilog` has the shared modules too.
+        links: what joins the layers of a network.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
     inputs: tuple[Stream, ...]
     outputs: tuple[Stream, ...]
+    links: tuple[Link, ...] = ()
+
+    @property
+    def dslx(self) -> str:
+        """The functions that XLS made modules of."""
+        return "\n".join(source.dslx for source in self.sources if source.dslx)
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """The shared modules that are used, by name."""
+        used = [name for name in SHARED if any(f"  {name} #" in source.modules for source in self.sources)]
+        return {name: (TEMPLATES / f"{name}.v").read_text() for name in used}
 
     @property
     def verilog(self) -> str:
-        """One file with everything; only those shared modules that are used."""
-        shared = [(TEMPLATES / f"{name}.v").read_text() for name in SHARED if f"  {name} #" in self.modules]
-        return "\n".join([WAIVERS, *shared, self.modules])
+        """One file with everything."""
+        waivers = [f"// Lint: {why}.\n// verilator lint_off {rule}\n" for rule, why in WAIVERS.items()]
+        return "\n".join([*waivers, *self.shared.values(), *(source.modules for source in self.sources)])
 
 
 def print_rtl(kernel: Kernel, period_ps: int = PERIOD_PS) -> Rtl:
@@ -105,7 +151,9 @@ class _Top:
         inputs, outputs = (
             tuple(self.stream(a) for a in arrays) for arrays in (kernel.inputs, kernel.outputs)
         )
-        return Rtl(kernel.name, "\n".join(parts), dslx, inputs, outputs)
+        iterations = sum(math.prod(stage.counts) for stage in self.pipeline.stages)
+        source = Source(kernel.name, "\n".join(parts), dslx, iterations)
+        return Rtl(kernel.name, (source,), inputs, outputs)
 
     def stream(self, array: object) -> Stream:
         channel = next(c for c in self.pipeline.channels if c.key is array)

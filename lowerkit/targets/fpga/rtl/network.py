@@ -16,22 +16,29 @@ import numpy as np
 from lowerkit.errors import LowerkitError
 from lowerkit.targets.fpga.dataflow import COUPLING, Channel, Network, Process, network
 from lowerkit.targets.fpga.design import Design
-from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Rtl, Stream, print_rtl
-from lowerkit.targets.fpga.rtl.simulate import Cycles, simulate
+from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Link, Rtl, Source, Stream, print_rtl
+from lowerkit.targets.fpga.rtl.simulate import STALLS, Cycles, simulate
 from lowerkit.targets.fpga.rtl.verilog import bus
 
 
 def print_network(
-    design: Design, period_ps: int = PERIOD_PS, *, progress: Callable[[str], None] = lambda _: None
+    design: Design,
+    period_ps: int = PERIOD_PS,
+    *,
+    net: Network | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Rtl:
     """The design as one module, `NAME_top`; its ports have the names of the network's.
+
+    Args:
+        net: the design's network, where it is known already.
+        progress: told what begins.
 
     Raises:
         UnsupportedError: for a layer that is no pipeline of streams, which the message names.
         ToolError: where XLS is not installed.
     """
-    net = network(design)
-    layers = {}
+    net, layers = net or network(design), {}
     for process in net.processes:
         if process.kind in ("layer", "fork"):
             progress(f"{process.name}: Verilog")
@@ -44,16 +51,22 @@ def print_network(
 
 
 def simulate_network(
-    design: Design, rtl: Rtl, codes: Mapping[str, np.ndarray], *, seed: int = 0, stalls: bool = True
+    design: Design,
+    rtl: Rtl,
+    codes: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+    stalls: bool | float = STALLS,
+    simulator: str | None = None,
 ) -> tuple[dict[str, np.ndarray], Cycles]:
     """The outputs' codes, int64 [samples, *shape], for the inputs' by value, as `design.simulate` has them.
 
-    Raises ToolError as `simulate_rtl` does.
+    As `simulate_rtl`, with a layer's name where the design halts.
     """
     names = network(design).ports
     samples = len(next(iter(codes.values())))
     given = {names[p.value]: np.asarray(codes[p.value]).reshape(samples, -1) for p in design.inputs}
-    found, cycles = simulate(rtl, given, seed=seed, stalls=stalls)
+    found, cycles = simulate(rtl, given, seed=seed, stalls=stalls, simulator=simulator)
     return {p.value: found[names[p.value]].reshape(samples, *p.shape) for p in design.outputs}, cycles
 
 
@@ -69,6 +82,13 @@ class _Wires:
     def __init__(self, design: Design, net: Network, layers: Mapping[str, Rtl]) -> None:
         self.design, self.net, self.layers = design, net, layers
         self.lines: list[str] = []
+        self.links: list[Link] = []
+        #: By process that moves a port's codes, the port.
+        self.moved = {
+            p.name: net.ports[(p.reads if p.kind == "load" else p.writes)[0]]
+            for p in net.processes
+            if p.kind in ("load", "store")
+        }
 
     def printed(self) -> Rtl:
         net, name = self.net, f"{self.design.name}_top"
@@ -78,12 +98,12 @@ class _Wires:
         ends: dict[str, _End] = {}
         for p in net.processes:
             if p.kind == "load":
-                port = net.ports[p.reads[0]]
+                port = self.moved[p.name]
                 inputs.append(_port(port, channels[p.writes[0]]))
                 starts[p.writes[0]] = _End(port, 1)
                 ports += _declared(port, inputs[-1], "input", "output")
             elif p.kind == "store":
-                port = net.ports[p.writes[0]]
+                port = self.moved[p.name]
                 outputs.append(_port(port, channels[p.reads[0]]))
                 ends[p.reads[0]] = _End(port, 1)
                 ports += _declared(port, outputs[-1], "output", "input")
@@ -93,9 +113,8 @@ class _Wires:
             self.channel(c, starts[c.name], ends[c.name])
         head = f"module {name} (\n  " + ",\n  ".join(ports) + "\n);"
         top = "\n".join([head, *self.lines, "endmodule", ""])
-        modules = "\n".join([*(rtl.modules for rtl in self.layers.values()), top])
-        dslx = "\n".join(rtl.dslx for rtl in self.layers.values())
-        return Rtl(name, modules, dslx, tuple(inputs), tuple(outputs))
+        sources = [source for rtl in self.layers.values() for source in rtl.sources]
+        return Rtl(name, (*sources, Source(name, top)), tuple(inputs), tuple(outputs), tuple(self.links))
 
     def instance(self, p: Process, starts: dict[str, _End], ends: dict[str, _End]) -> None:
         rtl = self.layers[p.name]
@@ -114,9 +133,10 @@ class _Wires:
     def channel(self, c: Channel, start: _End, end: _End) -> None:
         """From the writer's wires to the reader's: a queue where paths meet again, and as many lanes as asked for."""
         bits, at = c.range.bits, start
-        codes = c.depth if c.kind == "fifo" else (c.depth - 1) * c.size
+        codes, depth = c.depth if c.kind == "fifo" else (c.depth - 1) * c.size, 0
         if codes > COUPLING:
             places = max((-(-codes // at.lanes) - 1).bit_length(), 1)
+            depth = at.lanes << places
             queued = _End(f"{c.name}_queued", at.lanes)
             self.declare(queued.wires, bits * at.lanes)
             self.lines.append(
@@ -126,6 +146,8 @@ class _Wires:
                 f".valid({queued.wires}_valid), .ready({at.wires}_ready));"
             )
             at = queued
+        ends = (self.moved.get(name, name) for name in (c.writer, c.reader))
+        self.links.append(Link(c.name, *ends, c.size, depth, start.wires, end.wires))
         common = math.gcd(at.lanes, end.lanes)
         if at.lanes > common:
             at = self.geared("lk_narrow", c, at, common, at.lanes // common)

@@ -1,22 +1,26 @@
-"""Simulates a kernel's Verilog with Icarus Verilog: codes in, codes out, and the cycles at which they pass."""
+"""Simulates Verilog: codes in, codes out, and the cycles at which they pass."""
 
 from __future__ import annotations
 
+import csv
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lowerkit.errors import ToolError
+from lowerkit.errors import ArtifactError, PlanError, ToolError
+from lowerkit.targets.fpga import csim, runner
 from lowerkit.targets.fpga.lang.program import Kernel
-from lowerkit.targets.fpga.rtl import tools
-from lowerkit.targets.fpga.rtl.design import Rtl, Stream, print_rtl
-from lowerkit.targets.fpga.rtl.verilog import bus
+from lowerkit.targets.fpga.rtl import icarus, project, tools
+from lowerkit.targets.fpga.rtl.design import Rtl, print_rtl
 
-#: Cycles without a beat at an output after which the design has come to a halt.
-PATIENCE = 20_000
+#: How likely it is that an input has a gap, and that an output is not taken, in a cycle.
+STALLS = 0.5
+SIMULATORS = ("verilator", "icarus")
 
 
 @dataclass(frozen=True)
@@ -34,152 +38,122 @@ class Cycles:
     total: int
 
 
+class RtlRunner(csim.CsimRunner):
+    """Runs the simulation that `build` made in a project's folder, any number of times."""
+
+    def timed(
+        self, codes: Mapping[str, np.ndarray], *, seed: int = 0, stalls: bool | float = STALLS
+    ) -> tuple[dict[str, np.ndarray], Cycles]:
+        """Codes of the outputs, int64 [samples, *shape], for those of the inputs, and the cycles.
+
+        Raises ArtifactError where the design halts, among other things.
+        """
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+            file = Path(scratch) / "cycles.csv"
+            options = ["--seed", str(seed), "--stalls", str(_chance(stalls)), "--cycles", str(file)]
+            try:
+                found = runner.simulate(self.directory, self.description, codes, options)
+            except runner.RunError as error:
+                raise ArtifactError(str(error)) from None
+            with file.open(encoding="utf-8") as rows:
+                return found, _read(list(csv.DictReader(rows)))
+
+
+def build(directory: Path) -> None:
+    """Make the simulation in a folder of `write_rtl_project`. Raises ToolError where verilator, make or g++ miss."""
+    tools.program("verilator")
+    csim.build(directory, "RTL simulation")
+
+
 def simulate_rtl(
     kernel: Kernel,
     inputs: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
-    stalls: bool = True,
+    stalls: bool | float = STALLS,
     rtl: Rtl | None = None,
+    simulator: str | None = None,
 ) -> tuple[dict[str, np.ndarray], Cycles]:
     """The kernel's outputs, int64 [batch, ...], for codes of that form, as `interpret.run` has them, and the cycles.
 
     Args:
-        stalls: inputs come with random gaps, and outputs are not taken in every cycle; half of either, from `seed`.
+        stalls: how likely inputs have gaps, and outputs are not taken, in a cycle; True is `STALLS`.
         rtl: the printed kernel, where there is one already.
+        simulator: `verilator` is fast once it is built, which takes seconds; `icarus` starts at once, and knows
+            undefined bits. Verilator where there is one if None.
 
     Raises:
+        PlanError: for another simulator.
         ToolError: where a tool is missing, the design halts, or an output is undefined.
     """
-    found, cycles = simulate(rtl or print_rtl(kernel), inputs, seed=seed, stalls=stalls)
+    found, cycles = simulate(
+        rtl or print_rtl(kernel), inputs, seed=seed, stalls=stalls, simulator=simulator
+    )
     return {a.name: found[a.name].reshape(-1, *a.shape) for a in kernel.outputs}, cycles
 
 
 def simulate(
-    design: Rtl, inputs: Mapping[str, np.ndarray], *, seed: int = 0, stalls: bool = True
+    design: Rtl,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+    stalls: bool | float = STALLS,
+    simulator: str | None = None,
 ) -> tuple[dict[str, np.ndarray], Cycles]:
     """Each output's codes, int64 [batch, codes], for the inputs' [batch, ...]; as `simulate_rtl`."""
-    samples = len(next(iter(inputs.values())))
+    chosen = simulator or _installed()
+    if chosen not in SIMULATORS:
+        raise PlanError(f"there is no simulator '{chosen}'", hint=f"choose of {', '.join(SIMULATORS)}")
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         place = Path(scratch)
-        (place / "design.v").write_text(design.verilog)
-        (place / "bench.v").write_text(bench(design, samples, seed, stalls))
-        for stream in design.inputs:
-            (place / f"{stream.name}.hex").write_text(beats(stream, inputs[stream.name]))
-        command = [tools.program("iverilog"), "-g2005", "-o", "bench", "bench.v", "design.v"]
-        tools.run(command, place, f"iverilog on {design.name}")
-        text = tools.run([tools.program("vvp"), "-N", "bench"], place, f"the simulation of {design.name}")
-    return _collected(design, samples, text)
+        if chosen == "icarus":
+            found, beats = icarus.run(design, inputs, place, seed=seed, stalls=_chance(stalls))
+            return found, _of_beats(design, beats)
+        project.write_sources(design, place)
+        build(place)
+        try:
+            return RtlRunner(place, _description(design)).timed(inputs, seed=seed, stalls=stalls)
+        except ArtifactError as error:
+            raise ToolError(error.reason, hint="this is a fault of lowerkit") from None
 
 
-def beats(stream: Stream, codes: np.ndarray) -> str:
-    """A stream's beats as hexadecimal words, one a line."""
-    mask, lines = (1 << stream.range.bits) - 1, []
-    for row in np.asarray(codes, np.int64).reshape(-1, stream.lanes).tolist():
-        word = 0
-        for lane, code in enumerate(row):
-            word |= (code & mask) << (lane * stream.range.bits)
-        lines.append(f"{word:x}")
-    return "\n".join([*lines, ""])
+def _installed() -> str:
+    """Verilator, or Icarus where that alone is there."""
+    return SIMULATORS[1] if shutil.which("verilator") is None and shutil.which("iverilog") else SIMULATORS[0]
 
 
-def bench(design: Rtl, samples: int, seed: int, stalls: bool) -> str:
-    """A test bench that writes a line for each beat that passes: the port, the cycle, and the word."""
-    chance = "$random(seed) % 2 == 0" if stalls else "1'b1"
-    lines = [
-        "module bench;",
-        "  reg clk = 0, rst = 1;",
-        "  integer cycle = 0, quiet = 0;",
-        f"  integer seed = {seed};",
-    ]
-    ports = [".clk(clk)", ".rst(rst)"]
-    for s in (*design.inputs, *design.outputs):
-        ports += [f".{s.name}_{part}({s.name}_{part})" for part in ("data", "valid", "ready")]
-    each, ends = [], []
-    for s in design.inputs:
-        count = s.beats * samples
-        lines += [
-            f"  reg {bus(s.bits)}{s.name}_words [0:{count}];",
-            f'  initial $readmemh("{s.name}.hex", {s.name}_words, 0, {count - 1});',
-            f"  integer {s.name}_next = 0;",
-            f"  reg {s.name}_valid = 0, {s.name}_offered = 0;",
-            f"  wire {s.name}_ready;",
-            f"  wire {bus(s.bits)}{s.name}_data = {s.name}_valid ? {s.name}_words[{s.name}_next] : {s.bits}'bx;",
-        ]
-        each += [
-            f'    if ({s.name}_valid && !{s.name}_offered) $display("{s.name} %0d 0", cycle);',
-            f"    {s.name}_offered <= {s.name}_valid | {s.name}_offered;",
-            f"    if ({s.name}_valid & {s.name}_ready) begin",
-            f"      {s.name}_next <= {s.name}_next + 1;",
-            f"      {s.name}_valid <= {s.name}_next + 1 < {count} && {chance};",
-            f"    end else if (!{s.name}_valid) {s.name}_valid <= {s.name}_next < {count} && {chance};",
-        ]
-    for s in design.outputs:
-        lines += [
-            f"  integer {s.name}_next = 0;",
-            f"  reg {s.name}_ready = 0;",
-            f"  wire {s.name}_valid;",
-            f"  wire {bus(s.bits)}{s.name}_data;",
-        ]
-        each += [
-            f"    {s.name}_ready <= {chance};",
-            f"    if ({s.name}_valid & {s.name}_ready) begin",
-            f'      $display("{s.name} %0d %h", cycle, {s.name}_data);',
-            f"      {s.name}_next <= {s.name}_next + 1;",
-            "      quiet = 0;",
-            "    end",
-        ]
-        ends.append(f"{s.name}_next == {s.beats * samples}")
-    lines += [
-        f"  {design.name} dut ({', '.join(ports)});",
-        "  always #5 clk = ~clk;",
-        "  initial #42 rst = 0;",
-        "  always @(posedge clk) if (!rst) begin",
-        "    cycle <= cycle + 1;",
-        "    quiet = quiet + 1;",
-        *each,
-        f"    if (({' && '.join(ends)}) || quiet > {PATIENCE}) $finish(0);",
-        "  end",
-        "endmodule",
-    ]
-    return "\n".join([*lines, ""])
+def _chance(stalls: bool | float) -> float:
+    return STALLS if stalls is True else float(stalls)
 
 
-def _collected(design: Rtl, samples: int, text: str) -> tuple[dict[str, np.ndarray], Cycles]:
-    rows: dict[str, list[tuple[int, str]]] = {s.name: [] for s in (*design.inputs, *design.outputs)}
-    for line in text.splitlines():
-        name, _, rest = line.partition(" ")
-        if name in rows:
-            cycle, word = rest.split()
-            rows[name].append((int(cycle), word))
-    found = {}
-    for stream in design.outputs:
-        if len(rows[stream.name]) != stream.beats * samples:
-            raise ToolError(
-                f"kernel {design.name} halts after {len(rows[stream.name])} of {stream.beats * samples} beats "
-                f"of {stream.name}",
-                hint="this is a fault of lowerkit",
-            )
-        found[stream.name] = _codes(design.name, stream, [w for _, w in rows[stream.name]]).reshape(
-            samples, -1
-        )
-    start = min(rows[s.name][0][0] for s in design.inputs)
-    first = min(rows[s.name][0][0] for s in design.outputs)
-    ends = [max(rows[s.name][s.beats * (i + 1) - 1][0] for s in design.outputs) for i in range(samples)]
-    interval = (ends[-1] - ends[0]) / (samples - 1) if samples > 1 else ends[0] - start + 1
-    return found, Cycles(first - start, interval, ends[-1] - start + 1)
+def _description(design: Rtl) -> dict[str, Any]:
+    """What a runner has to know of ports, each a row of codes."""
+    kinds = {"inputs": design.inputs, "outputs": design.outputs}
+    return {
+        kind: [{"name": s.name, "shape": [s.beats * s.lanes]} for s in streams]
+        for kind, streams in kinds.items()
+    }
 
 
-def _codes(name: str, stream: Stream, words: list[str]) -> np.ndarray:
-    bits, codes = stream.range.bits, []
-    for word in words:
-        if not all(c in "0123456789abcdef" for c in word):
-            raise ToolError(
-                f"kernel {name}: output {stream.name} is undefined, {word}",
-                hint="this is a fault of lowerkit",
-            )
-        value = int(word, 16)
-        for lane in range(stream.lanes):
-            code = (value >> (lane * bits)) & ((1 << bits) - 1)
-            codes.append(code - (1 << bits) if stream.range.signed and code >> (bits - 1) else code)
-    return np.array(codes, np.int64)
+def _read(rows: list[dict[str, str]]) -> Cycles:
+    """Of the test bench's file."""
+    start = min(int(row["first"]) for row in rows if row["direction"] == "in")
+    out = [row for row in rows if row["direction"] == "out"]
+    ends: dict[int, int] = {}
+    for row in out:
+        sample = int(row["sample"])
+        ends[sample] = max(int(row["last"]), ends.get(sample, 0))
+    return _cycles(start, min(int(row["first"]) for row in out), [ends[n] for n in sorted(ends)])
+
+
+def _of_beats(design: Rtl, beats: Mapping[str, list[int]]) -> Cycles:
+    """Of the cycles of all beats."""
+    samples = len(beats[design.outputs[0].name]) // design.outputs[0].beats
+    ends = [max(beats[s.name][s.beats * (i + 1) - 1] for s in design.outputs) for i in range(samples)]
+    start = min(beats[s.name][0] for s in design.inputs)
+    return _cycles(start, min(beats[s.name][0] for s in design.outputs), ends)
+
+
+def _cycles(start: int, first: int, ends: list[int]) -> Cycles:
+    interval = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - start + 1
+    return Cycles(first - start, interval, ends[-1] - start + 1)

@@ -14,10 +14,10 @@ module lk_blocks #(
   output reg half_out,
   input wire done
 );
-  localparam [BITS-1:0] LAST = SIZE - 1;
+  localparam [31:0] LAST = SIZE - 1;
   reg [1:0] free;
   reg [1:0] full;
-  wire filled = push & (place == LAST);
+  wire filled = push & (place == LAST[BITS-1:0]);
   assign ready = free != 0;
   assign valid = full != 0;
   always @(posedge clk) begin

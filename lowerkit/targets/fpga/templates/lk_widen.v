@@ -13,7 +13,7 @@ module lk_widen #(
   output reg out_valid,
   input wire out_ready
 );
-  localparam [BITS-1:0] LAST = LANES - 1;
+  localparam [31:0] LAST = LANES - 1;
   reg [BITS-1:0] count;
   assign in_ready = ~out_valid | out_ready;
   wire taken = in_valid & in_ready;
@@ -23,8 +23,8 @@ module lk_widen #(
       count <= 0;
       out_valid <= 1'b0;
     end else begin
-      if (taken) count <= count == LAST ? {BITS{1'b0}} : count + 1'b1;
-      if (in_ready) out_valid <= taken & (count == LAST);
+      if (taken) count <= count == LAST[BITS-1:0] ? {BITS{1'b0}} : count + 1'b1;
+      if (in_ready) out_valid <= taken & (count == LAST[BITS-1:0]);
     end
   end
 endmodule
