@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 #: What is counted, by nextpnr's names of cells. A look-up table's cell is one of logic, of a carry chain or of memory.
-PLACED = {"TRELLIS_COMB": "luts", "TRELLIS_FF": "registers", "MULT18X18D": "multipliers", "DP16KD": "memories"}
+PLACED = {
+    "TRELLIS_COMB": "luts",
+    "TRELLIS_FF": "registers",
+    "MULT18X18D": "multipliers",
+    "DP16KD": "memories",
+}
 #: The same by yosys' names, as often as a cell takes one: a carry cell is of two look-up tables, a memory of 16 words
 #: of four.
 SYNTHESISED = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lowerkit.targets.fpga.rtl.design import Rtl
+from lowerkit.targets.fpga.rtl.design import Rtl, Source
 from lowerkit.targets.fpga.rtl.verilog import bus
 
 
@@ -44,4 +44,4 @@ module {name} (input wire clk, input wire rst, input wire in, input wire load, o
   assign out = after[{outs - 1}];
 endmodule
 """
-    return replace(rtl, modules=rtl.modules + text), name
+    return replace(rtl, sources=(*rtl.sources, Source(name, text))), name

@@ -13,6 +13,7 @@ from lowerkit.targets.fpga.rtl.bench import patience
 from lowerkit.targets.fpga.rtl.design import Rtl, Stream
 from lowerkit.targets.fpga.rtl.verilog import bus
 
+
 def run(
     rtl: Rtl, inputs: Mapping[str, np.ndarray], place: Path, *, seed: int, stalls: float
 ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:

@@ -186,9 +186,7 @@ class _Flow:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             known = ", ".join(DEVICES)
-            raise PlanError(
-                f"device '{self.device}' is none that nextpnr places on", hint=f"known: {known}"
-            )
+            raise PlanError(f"device '{self.device}' is none that nextpnr places on", hint=f"known: {known}")
         versions()
 
     def asked(self) -> list[Any]:

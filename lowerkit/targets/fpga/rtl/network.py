@@ -25,12 +25,14 @@ def print_network(
     design: Design,
     period_ps: int = PERIOD_PS,
     *,
+    periods: Mapping[str, int] | None = None,
     net: Network | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Rtl:
     """The design as one module, `NAME_top`; its ports have the names of the network's.
 
     Args:
+        periods: by layer, instead of `period_ps`.
         net: the design's network, where it is known already.
         progress: told what begins.
 
@@ -43,7 +45,7 @@ def print_network(
         if process.kind in ("layer", "fork"):
             progress(f"{process.name}: Verilog")
             try:
-                layers[process.name] = print_rtl(process.kernel, period_ps)
+                layers[process.name] = print_rtl(process.kernel, (periods or {}).get(process.name, period_ps))
             except LowerkitError as error:
                 node = process.layer.node if process.layer else None
                 raise type(error)(error.reason, node=node or None, hint=error.hint) from error

@@ -30,8 +30,14 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if found["flow"] not in FLOWS:
         raise PlanError(f"option flow must be one of {', '.join(FLOWS)}, not {found['flow']!r}")
     clock = found["clock"]
-    if isinstance(clock, bool) or not isinstance(clock, (int, float)) or not (clock == 0 or 1 <= clock <= FASTEST):
-        raise PlanError(f"option clock must be a number of MHz from 1 to {FASTEST}, or 0 for none, not {clock!r}")
+    if (
+        isinstance(clock, bool)
+        or not isinstance(clock, (int, float))
+        or not (clock == 0 or 1 <= clock <= FASTEST)
+    ):
+        raise PlanError(
+            f"option clock must be a number of MHz from 1 to {FASTEST}, or 0 for none, not {clock!r}"
+        )
     found["clock"] = float(clock)
     if found["flow"] == "hls":
         for name, default in OPTIONS.items():
@@ -61,7 +67,9 @@ def _check(options: Mapping[str, Any]) -> None:
         raise PlanError(f"option seeds must be a number of placements from 1 to 99, not {seeds!r}")
     for layer, period in options["periods"].items():
         if isinstance(period, bool) or not isinstance(period, int) or not 100 <= period <= 100_000:
-            raise PlanError(f"option periods of layer '{layer}' must be ps from 100 to 100000, not {period!r}")
+            raise PlanError(
+                f"option periods of layer '{layer}' must be ps from 100 to 100000, not {period!r}"
+            )
     if options["device"] and options["device"].lower() not in DEVICES:
         raise PlanError(
             f"open tools do not place on {options['device']}, and --flow rtl does",
