@@ -80,7 +80,15 @@ OptionFlag = Annotated[
     typer.Option("--option", metavar="KEY=VALUE", help="A target option; see `lowerkit targets`."),
 ]
 DeviceFlag = Annotated[
-    str | None, typer.Option(metavar="BOARD", help="The FPGA that the design has to fit, e.g. zcu102.")
+    str | None,
+    typer.Option(metavar="BOARD", help="The FPGA that the design has to fit, e.g. zcu102 or ecp5-85k."),
+]
+FlowFlag = Annotated[
+    str | None,
+    typer.Option(metavar="FLOW", help="What an FPGA's design is written in: hls (C++) or rtl (Verilog)."),
+]
+ClockFlag = Annotated[
+    float | None, typer.Option(metavar="MHZ", help="The clock that an FPGA's design has to keep.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 
@@ -125,6 +133,8 @@ def plan(
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
     device: DeviceFlag = None,
+    flow: FlowFlag = None,
+    clock: ClockFlag = None,
     option: OptionFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -137,7 +147,7 @@ def plan(
         calibration=calibration,
         shape=parse_shapes(shape),
         methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
-        options=_options(option, threads=threads, device=device),
+        options=_options(option, threads=threads, device=device, flow=flow, clock=clock),
     )
     typer.echo(json.dumps(tables.to_json(made), indent=2) if as_json else made.to_toml(), nl=as_json)
 
@@ -157,6 +167,8 @@ def compile(
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
     device: DeviceFlag = None,
+    flow: FlowFlag = None,
+    clock: ClockFlag = None,
     option: OptionFlag = None,
     dump_stages: Annotated[
         bool, typer.Option(help="Keep the graph after every stage in OUT/stages.")
@@ -177,7 +189,7 @@ def compile(
             calibration=calibration,
             shape=parse_shapes(shape),
             methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
-            options=_options(option, threads=threads, device=device),
+            options=_options(option, threads=threads, device=device, flow=flow, clock=clock),
             force=force,
             dump_stages=dump_stages,
             progress=progress,
@@ -278,7 +290,7 @@ def _methods(pairs: list[str] | None, **flags: str | None) -> dict[str, str]:
     return methods
 
 
-def _options(flags: list[str] | None, **own: int | str | None) -> dict[str, Any]:
+def _options(flags: list[str] | None, **own: int | float | str | None) -> dict[str, Any]:
     """Target options from --option, and from those that have flags of their own."""
     options: dict[str, Any] = {}
     for flag in flags or []:

@@ -55,6 +55,8 @@ class Context:
     layers: list[Layer] = field(default_factory=list)
     done: set[ir.Node] = field(default_factory=set)
     jobs: dict[str, Job] = field(default_factory=dict)
+    #: By node name, the reuse factors that layers got.
+    factors: dict[str, int] = field(default_factory=dict)
 
     def port(self, value: ir.Value | None) -> Port:
         """The port of a value, made on first use."""
@@ -74,12 +76,13 @@ class Context:
 
     def reuse_of(self, node: ir.Node, products: int, positions: int | None = None) -> int:
         """How often each multiplier of a layer is used, of which an output position needs `products` products."""
-        given, together = self.reuse.get(node.name or ""), self.at_once(node)
-        if given is not None:
-            return given
-        if self.cycles and positions:
-            return greatest_reuse(products, self.cycles // -(-positions // together))
-        return least_reuse(products, max(self.multipliers // together, 1))
+        factor, together = self.reuse.get(node.name or ""), self.at_once(node)
+        if factor is None and self.cycles and positions:
+            factor = greatest_reuse(products, self.cycles // -(-positions // together))
+        elif factor is None:
+            factor = least_reuse(products, max(self.multipliers // together, 1))
+        self.factors[node.name or ""] = factor
+        return factor
 
     def at_once(self, node: ir.Node) -> int:
         """How many rows of a product are computed at once."""

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import PlanError
-from lowerkit.targets.base import CostTable, Runner, Target
+from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.fpga import csim, devices, interfaces, project, ranges, runner
 from lowerkit.targets.fpga.converters import CONVERTERS
 from lowerkit.targets.fpga.cost import Cost, cost, cost_table
@@ -24,6 +24,8 @@ from lowerkit.targets.fpga.graph_formats import stated
 from lowerkit.targets.fpga.lowering import Chooser, Context, design_of
 from lowerkit.targets.fpga.narrow_weights import coding
 from lowerkit.targets.fpga.proven import prove
+from lowerkit.targets.fpga.rtl import options as rtl_options
+from lowerkit.targets.fpga.rtl.tables import MEASURED, tables
 from lowerkit.targets.fpga.runner import DESCRIPTION, PROJECT
 from lowerkit.targets.fpga.units import with_units
 
@@ -33,10 +35,10 @@ OVERFLOW = ("calibrated", "saturate", "never")
 
 
 class FpgaTarget(Target):
-    """Writes an HLS project whose C-simulation equals the integer model. Options: see `docs/fpga.md`."""
+    """Writes HLS or RTL whose simulation equals the integer model. Options: see `docs/fpga.md`."""
 
     name = "fpga"
-    summary = "HLS C++ in fixed point, simulated bit for bit with g++; no vendor tool is needed"
+    summary = "HLS C++ or RTL in fixed point, simulated bit for bit; no vendor tool is needed"
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "fixed", "gelu": "table"}
     expands = frozenset({"Attention"})
     native = frozenset({"FixedSoftmax", "MixtureOfExperts", "TableGelu"})
@@ -60,6 +62,7 @@ class FpgaTarget(Target):
         "parallel": {},
         "shared_linear": False,
         "weights": {},
+        **rtl_options.OPTIONS,
     }
 
     def blocker(self, node: ir.Node) -> str | None:
@@ -96,22 +99,22 @@ class FpgaTarget(Target):
         While formats are still chosen, layers do not share units.
         """
         merged = _checked(options)
-        context = Context(
-            _formats(model, merged),
-            merged["weight_width"],
-            reuse=merged["reuse"],
-            weights=_weights(model, merged),
-            multipliers=merged["multipliers"],
-            cycles=merged["cycles"],
-            parallel=merged["parallel"],
-        )
+        context = _context(model, merged)
         found = design_of(model, context, CONVERTERS, choose)
         shared = merged["shared_linear"] and choose is None
         return with_units(found, context.jobs, merged["multipliers"]) if shared else found
 
-    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
-        """Write the project to `hls/` and build its C-simulation."""
+    def emit(
+        self,
+        model: ir.Model,
+        options: Mapping[str, Any],
+        directory: Path,
+        progress: Progress | None = None,
+    ) -> Mapping[str, Any]:
+        """Write the project of the flow, `hls/` or `rtl/`, and build its simulation."""
         merged = _checked(options)
+        if merged["flow"] == "rtl":
+            return _emit_rtl(model, merged, directory, progress or (lambda *_: None))
         design = self.design(model, merged)
         chosen = devices.device(merged["device"]) if merged["device"] else None
         net = network(design)
@@ -122,24 +125,26 @@ class FpgaTarget(Target):
             design,
             directory / PROJECT,
             part=merged["part"] or (chosen or devices.DEFAULT).part,
-            clock_ns=float(merged["clock_ns"]),
+            clock_ns=1000 / merged["clock"] if merged["clock"] else float(merged["clock_ns"]),
             interface=merged["interface"],
             net=net,
         )
-        text = json.dumps(_description(design, spent), indent=2) + "\n"
-        (directory / DESCRIPTION).write_text(text, encoding="utf-8")
+        _describe(directory, design, spent)
         csim.build(directory / PROJECT)
-        shutil.copyfile(runner.__file__, directory / "run.py")
+        return merged
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
-        """A runner of the C-simulation."""
-        return csim.CsimRunner(
-            directory / PROJECT, json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        )
+        """A runner of the flow's simulation."""
+        described = _described(directory)
+        return csim.CsimRunner(directory / described["project"], described)
 
-    def cost(self, directory: Path) -> CostTable:
-        """Analytic: counted from the emitted loops."""
-        return cost_table(json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))["cost"])
+    def costs(self, directory: Path) -> tuple[CostTable, ...]:
+        """Analytic: counted from the emitted loops; and what the RTL flow measured."""
+        table = cost_table(_described(directory)["cost"])
+        measured = directory / MEASURED
+        if not measured.is_file():
+            return (table,)
+        return (*tables(json.loads(measured.read_text(encoding="utf-8"))), table)
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """A runner of the integer model, which the C-simulation equals, that returns the values in `taps` too."""
@@ -151,6 +156,45 @@ class FpgaTarget(Target):
             return numbers_of(design, simulate(design, codes_of(design, inputs), names))
 
         return run
+
+
+def _context(model: ir.Model, options: Mapping[str, Any]) -> Context:
+    return Context(
+        _formats(model, options),
+        options["weight_width"],
+        reuse=options["reuse"],
+        weights=_weights(model, options),
+        multipliers=options["multipliers"],
+        cycles=options["cycles"],
+        parallel=options["parallel"],
+    )
+
+
+def _emit_rtl(
+    model: ir.Model, options: Mapping[str, Any], directory: Path, progress: Progress
+) -> Mapping[str, Any]:
+    from lowerkit.targets.fpga.rtl import flow
+
+    def build(changed: Mapping[str, Any]) -> tuple[Design, Mapping[str, int]]:
+        context = _context(model, changed)
+        return design_of(model, context, CONVERTERS), context.factors
+
+    design, settled = flow.emit(build, options, directory, progress)
+    chosen = devices.device(options["device"])
+    _describe(directory, design, cost(network(design), chosen), flow.PROJECT)
+    return settled
+
+
+def _describe(directory: Path, design: Design, spent: Cost, folder: str = PROJECT) -> None:
+    """Write what a runner needs, and the runner."""
+    text = json.dumps({**_description(design, spent), "project": folder}, indent=2) + "\n"
+    (directory / DESCRIPTION).write_text(text, encoding="utf-8")
+    shutil.copyfile(runner.__file__, directory / "run.py")
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+    return {"project": PROJECT, **found}
 
 
 def _formats(model: ir.Model, options: Mapping[str, Any]) -> dict[str, Format]:
@@ -179,7 +223,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(options) - set(FpgaTarget.options)):
         hint = f"its options: {', '.join(FpgaTarget.options)}"
         raise PlanError(f"the fpga target has no option '{unknown[0]}'", hint=hint)
-    merged = {**FpgaTarget.options, **options}
+    merged = rtl_options.checked({**FpgaTarget.options, **options})
     for key in ("width", "weight_width"):
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 32:

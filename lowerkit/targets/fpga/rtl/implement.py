@@ -22,12 +22,23 @@ from lowerkit.targets.fpga.rtl.design import Rtl
 DEVICES = {d.name: d for d in devices.DEVICES.values() if d.nextpnr}
 SPEED = 6
 SEEDS = (1, 2, 3)
+#: What placement aims for where no clock is asked for.
+TARGET_MHZ = 150.0
 #: What is counted, in messages.
 CELLS = {
     "luts": "look-up tables (TRELLIS_COMB)",
     "registers": "registers (TRELLIS_FF)",
     "multipliers": "multipliers (MULT18X18D)",
     "memories": "block memories (DP16KD)",
+}
+PINS = "TRELLIS_IO"
+#: Of a block memory.
+BLOCK_BITS = 18 * 1024
+#: What to do about a design that does not fit.
+HINTS = {
+    "cells": "take a larger --device, fewer multipliers (--option multipliers=16), a larger reuse factor, or fewer "
+    "bits (--option width=8, --option weight_width=8)",
+    "pins": "take a larger --device, or fewer inputs and outputs",
 }
 #: Of answers that are kept; another one where they have other contents.
 SCHEMA = 2
@@ -73,7 +84,7 @@ def implement(
     *,
     top: str | None = None,
     seeds: Sequence[int] = SEEDS,
-    target_mhz: float = 150.0,
+    target_mhz: float = TARGET_MHZ,
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     label: Callable[[str], str] = str,
@@ -132,6 +143,18 @@ def bitstream(rtl: Rtl, device: str, *, seed: int, target_mhz: float, place: Pat
         tools.run(pack, Path(scratch), f"ecppack on {rtl.name}")
         for kind in ("config", "bit"):
             (place / f"{rtl.name}.{kind}").write_bytes((Path(scratch) / kind).read_bytes())
+
+
+def capacity(device: str) -> dict[str, int]:
+    """The cells that a device of `DEVICES` has, by kind; a look-up table and a register each are one slot."""
+    chip = DEVICES[device]
+    blocks = chip.memory_bits // BLOCK_BITS
+    return {
+        "luts": chip.luts,
+        "registers": chip.luts,
+        "multipliers": chip.multipliers,
+        "memories": blocks,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -211,15 +234,14 @@ class _Flow:
             if over <= 0:
                 continue
             chip = DEVICES[self.device]
-            what = CELLS.get(area.PLACED.get(kind, ""), kind)
+            what = "pins" if kind == PINS else CELLS.get(area.PLACED.get(kind, ""), kind)
             reason = (
                 f"the design needs {int(used):,} {what}, and {chip.name} ({chip.chip}) has {int(available):,}, "
                 f"which is {over:,} too few"
             )
             raise UnsupportedError(
                 reason + self.largest(place, area.PLACED.get(kind)),
-                hint="take a larger --device, fewer multipliers (--option multipliers=16), a larger reuse factor, or "
-                "fewer bits (--option width=8, --option weight_width=8)",
+                hint=HINTS["pins" if kind == PINS else "cells"],
             )
 
     def largest(self, place: Path, kind: str | None) -> str:

@@ -31,6 +31,7 @@ def print_network(
     design: Design,
     period_ps: int = PERIOD_PS,
     *,
+    periods: Mapping[str, int] | None = None,
     net: Network | None = None,
     blocks: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -38,6 +39,7 @@ def print_network(
     """The design as one module, `NAME_top`; its ports have the names of the network's.
 
     Args:
+        periods: by layer, instead of `period_ps`.
         net: the design's network, where it is known already.
         blocks: multiplier blocks that all layers may take; the smallest of the products beyond are made of logic.
         progress: told what begins.
@@ -54,7 +56,8 @@ def print_network(
     layers = {}
     for process in made:
         progress(f"{process.name}: Verilog")
-        layers[process.name] = _of(process, partial(print_pipeline, pipelines[process.name], period_ps))
+        period = (periods or {}).get(process.name, period_ps)
+        layers[process.name] = _of(process, partial(print_pipeline, pipelines[process.name], period))
     return _Wires(design, net, layers).printed()
 
 

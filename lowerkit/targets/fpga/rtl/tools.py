@@ -44,6 +44,11 @@ def program(name: str) -> str:
     return found
 
 
+def version(name: str) -> str:
+    """What a program says of itself. Raises ToolError with what to install."""
+    return run([program(name), "--version"], Path(), name).strip().splitlines()[0]
+
+
 def command(name: str, runner: str) -> list[str]:
     """What runs a tool that is a Python package, by its module's function of arguments. Raises ToolError."""
     module(name)
