@@ -1,4 +1,4 @@
-// Gathers LANES words to one, the first one lowest.
+// Gathers LANES words to one, the first one lowest; the next ones while that one waits.
 module lk_widen #(
   parameter WIDTH = 8,
   parameter LANES = 2,
@@ -15,16 +15,23 @@ module lk_widen #(
 );
   localparam [31:0] LAST = LANES - 1;
   reg [BITS-1:0] count;
-  assign in_ready = ~out_valid | out_ready;
+  // The lowest word is never read: it is the place for one more.
+  reg [WIDTH*LANES-1:0] gathered;
+  wire last = count == LAST[BITS-1:0];
+  wire [WIDTH*LANES-1:0] next = {in, gathered[WIDTH*LANES-1:WIDTH]};
+  assign in_ready = ~last | ~out_valid | out_ready;
   wire taken = in_valid & in_ready;
-  always @(posedge clk) if (taken) out <= {in, out[WIDTH*LANES-1:WIDTH]};
+  always @(posedge clk) begin
+    if (taken) gathered <= next;
+    if (taken & last) out <= next;
+  end
   always @(posedge clk) begin
     if (rst) begin
       count <= 0;
       out_valid <= 1'b0;
     end else begin
-      if (taken) count <= count == LAST[BITS-1:0] ? {BITS{1'b0}} : count + 1'b1;
-      if (in_ready) out_valid <= taken & (count == LAST[BITS-1:0]);
+      if (taken) count <= last ? {BITS{1'b0}} : count + 1'b1;
+      if (~out_valid | out_ready) out_valid <= taken & last;
     end
   end
 endmodule
