@@ -28,10 +28,10 @@ def build(directory: Path, what: str = "C-simulation") -> None:
         ["make", "-s", jobs, PROGRAM], cwd=directory, capture_output=True, text=True, check=False
     )
     if made.returncode != 0:
-        first = next((line for line in made.stderr.splitlines() if "error" in line.lower()), made.stderr[-300:])
-        raise ToolError(
-            f"the {what} does not compile: {first.strip()}", hint="this is a fault of lowerkit"
+        first = next(
+            (line for line in made.stderr.splitlines() if "error" in line.lower()), made.stderr[-300:]
         )
+        raise ToolError(f"the {what} does not compile: {first.strip()}", hint="this is a fault of lowerkit")
     # Objects are no part of an artifact.
     subprocess.run(["make", "-s", "tidy"], cwd=directory, capture_output=True, check=True)
 

@@ -86,9 +86,7 @@ def simulate_rtl(
         PlanError: for another simulator.
         ToolError: where a tool is missing, the design halts, or an output is undefined.
     """
-    found, cycles = simulate(
-        rtl or print_rtl(kernel), inputs, seed=seed, stalls=stalls, simulator=simulator
-    )
+    found, cycles = simulate(rtl or print_rtl(kernel), inputs, seed=seed, stalls=stalls, simulator=simulator)
     return {a.name: found[a.name].reshape(-1, *a.shape) for a in kernel.outputs}, cycles
 
 
