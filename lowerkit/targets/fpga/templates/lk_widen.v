@@ -1,4 +1,4 @@
-// Gathers LANES words to one, the first one lowest.
+// Gathers LANES words to one, the first one lowest, while the one before waits at the output.
 module lk_widen #(
   parameter WIDTH = 8,
   parameter LANES = 2,
@@ -14,17 +14,23 @@ module lk_widen #(
   input wire out_ready
 );
   localparam [31:0] LAST = LANES - 1;
+  reg [WIDTH*(LANES-1)-1:0] words;
   reg [BITS-1:0] count;
-  assign in_ready = ~out_valid | out_ready;
+  wire [WIDTH*LANES-1:0] gathered = {in, words};
+  wire last = count == LAST[BITS-1:0];
+  assign in_ready = ~last | ~out_valid | out_ready;
   wire taken = in_valid & in_ready;
-  always @(posedge clk) if (taken) out <= {in, out[WIDTH*LANES-1:WIDTH]};
+  always @(posedge clk) begin
+    if (taken) words <= gathered[WIDTH*LANES-1:WIDTH];
+    if (taken & last) out <= gathered;
+  end
   always @(posedge clk) begin
     if (rst) begin
       count <= 0;
       out_valid <= 1'b0;
     end else begin
-      if (taken) count <= count == LAST[BITS-1:0] ? {BITS{1'b0}} : count + 1'b1;
-      if (in_ready) out_valid <= taken & (count == LAST[BITS-1:0]);
+      if (taken) count <= last ? {BITS{1'b0}} : count + 1'b1;
+      out_valid <= (taken & last) | (out_valid & ~out_ready);
     end
   end
 endmodule
