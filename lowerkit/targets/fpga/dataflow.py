@@ -209,7 +209,7 @@ def _channels(wiring: _Wiring) -> tuple[Channel, ...]:
     kinds = {name: _kind(writers[name], readers[name]) for name in writers}
     edges = {name: (writers[name].process.name, readers[name].process.name) for name in writers}
     level = _levels(wiring.processes, edges, {name: kind == "pipo" for name, (kind, _) in kinds.items()})
-    looped = _on_cycles(edges)
+    looped = on_cycles(edges)
     found = []
     for name, (kind, reason) in kinds.items():
         writer, reader = edges[name]
@@ -294,7 +294,7 @@ def _levels(
     return level
 
 
-def _on_cycles(edges: Mapping[str, tuple[str, str]]) -> set[str]:
+def on_cycles(edges: Mapping[str, tuple[str, str]]) -> set[str]:
     """Edges whose ends are joined without them, whatever the direction: no bridges (Tarjan 1974)."""
     around: dict[str, list[tuple[str, str]]] = {}
     for name, (a, b) in edges.items():

@@ -1,4 +1,4 @@
-"""What joins a design to `testbench.cpp`, the test bench of verilator: a monitor around it, and a table of its ports."""
+"""What joins a design to verilator's test bench, `testbench.cpp`: a monitor around it, and a table of its ports."""
 
 from __future__ import annotations
 

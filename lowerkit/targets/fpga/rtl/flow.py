@@ -47,12 +47,18 @@ def emit(
         UnsupportedError: for a layer without RTL, a design that does not fit, or a clock that is missed.
         ToolError: where a tool is missing or fails, or the simulation differs from the oracle.
     """
+    # Minutes of work are not lost because the last tool is missing.
+    tools.module("xls")
+    tools.program("verilator")
+    if chosen["place"]:
+        implement.versions()
     settled, points = dict(chosen), []
+    design, _ = build(settled)
+    _check_layers(design, settled["periods"])
     if options.searches(chosen):
         points = _search(build, settled, progress)
         settled |= _choices(points, settled)
-    design, _ = build(settled)
-    _check_layers(design, settled["periods"])
+        design, _ = build(settled)
     net = network(design)
     layers = sum(p.kind in ("layer", "fork") for p in net.processes)
     rtl = print_network(design, net=net, periods=settled["periods"], progress=_counted(progress, layers))
@@ -150,14 +156,14 @@ def _place(
     clock, device = chosen["clock"], chosen["device"]
     seeds = range(1, chosen["seeds"] + 1)
     label = {layer.name: f"layer {layer.name} (node '{layer.node}')" for layer in design.layers}
-    aim = {"target_mhz": clock} if clock else {}
+    aim = clock or implement.TARGET_MHZ
     made = implement.implement(
         rtl,
         device,
         seeds=seeds,
         progress=_counted(progress, len(seeds) + 1),
         label=lambda part: label.get(part, part),
-        **aim,
+        target_mhz=aim,
     )
     path = critical_path(design, made)
     if made.fmax < clock:
@@ -171,8 +177,7 @@ def _place(
     if chosen["bitstream"]:
         progress("bitstream", 0, 1)
         best = max(made.by_seed, key=lambda seed: (made.by_seed[seed], seed))
-        aim_mhz = clock or implement.TARGET_MHZ
-        implement.bitstream(rtl, device, seed=int(best), target_mhz=aim_mhz, place=directory / PROJECT)
+        implement.bitstream(rtl, device, seed=int(best), target_mhz=aim, place=directory / PROJECT)
     return {
         "implementation": {**asdict(made), "critical_path": path},
         "layers": _layers(design, made),
@@ -196,7 +201,7 @@ def critical_path(design: Design, made: Implementation) -> str:
 
 
 def _layers(design: Design, made: Implementation) -> list[dict[str, Any]]:
-    """Cells by layer; and of queues, forks and gears between layers, and of ends of carry chains, which nextpnr adds."""
+    """Cells by layer; of queues, forks and gears between layers; and of ends of carry chains, which nextpnr adds."""
     rows = [{"name": layer.name, "node": layer.node, **_cells(made, [layer.name])} for layer in design.layers]
     names = {layer.name for layer in design.layers}
     between = [part for part in made.parts if part not in (*names, area.ADDED)]

@@ -166,8 +166,8 @@ class _Wires:
                 f".valid({queued.wires}_valid), .ready({at.wires}_ready));"
             )
             at = queued
-        ends = (self.moved.get(name, name) for name in (c.writer, c.reader))
-        self.links.append(Link(c.name, *ends, c.size, depth, start.wires, end.wires))
+        writer, reader = self.moved.get(c.writer, c.writer), self.moved.get(c.reader, c.reader)
+        self.links.append(Link(c.name, writer, reader, c.size, depth, start.wires, end.wires))
         common = math.gcd(at.lanes, end.lanes)
         if at.lanes > common:
             at = self.geared("lk_narrow", c, at, common, at.lanes // common)

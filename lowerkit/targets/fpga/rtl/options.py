@@ -72,7 +72,7 @@ def _check(options: Mapping[str, Any]) -> None:
             )
     if options["device"] and options["device"].lower() not in DEVICES:
         raise PlanError(
-            f"open tools do not place on {options['device']}, and --flow rtl does",
+            f"--flow rtl places with open tools, which do not know {options['device']}",
             hint=f"choose --device {', '.join(DEVICES)}, or --flow hls",
         )
     for name in ("clock", "bitstream"):

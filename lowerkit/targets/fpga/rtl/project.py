@@ -6,7 +6,7 @@ DIR/
   waivers.vlt                 rules of verilator's lint that are off, and why
   lk_monitor.v ports.h testbench.cpp    the test bench of verilator
   testbench.v                 a test bench for Icarus, with the samples of golden/
-  golden/                     samples' codes, and those that the integer model makes of them; PORT.hex: the same as words
+  golden/                     samples' codes, and those that the integer model makes of them, by sample and by port
   Makefile                    make (the simulation), make check (on golden/), make icarus, make lint
 """
 
@@ -21,6 +21,7 @@ from lowerkit.targets.fpga.design import Design
 from lowerkit.targets.fpga.project import write_golden
 from lowerkit.targets.fpga.rtl import bench, icarus
 from lowerkit.targets.fpga.rtl.design import TEMPLATES, WAIVERS, Rtl, Stream
+from lowerkit.targets.fpga.rtl.queues import check_queues
 
 #: Of `make check` and `make icarus`.
 SEED, STALLS = 1, 0.5
@@ -34,7 +35,10 @@ def write_rtl_project(
     Args:
         rtl: the design as `print_network` has it.
         golden: the inputs' codes [samples, ...] of the golden vectors, by value; random ones if None.
+
+    Raises UnsupportedError where a queue is too shallow, as `check_queues` has it.
     """
+    check_queues(rtl)
     directory.mkdir(parents=True)
     folder = directory / "golden"
     count = write_golden(design, folder, golden)
@@ -93,14 +97,12 @@ PROGRAM = testbench
 GOLDEN = {count}
 DESIGN = {" ".join(files)}
 
-$(PROGRAM): $(BUILD)/Vmodel.mk
-\t$(MAKE) -C $(BUILD) -f Vmodel.mk OPT_FAST="$(OPTIMISE)"
-\t@cp $(BUILD)/Vmodel $@
-
 # Numbers that nothing sets are random.
-$(BUILD)/Vmodel.mk: {bench.MONITOR}.v ports.h testbench.cpp waivers.vlt $(DESIGN)
+$(PROGRAM): {bench.MONITOR}.v ports.h testbench.cpp waivers.vlt $(DESIGN)
 \t$(VERILATOR) --cc --exe -O3 --x-assign unique --x-initial unique -Mdir $(BUILD) --prefix Vmodel \\
 \t    --top-module {bench.MONITOR} -CFLAGS -I.. waivers.vlt {bench.MONITOR}.v $(DESIGN) testbench.cpp
+\t$(MAKE) -C $(BUILD) -f Vmodel.mk OPT_FAST="$(OPTIMISE)" OPT_GLOBAL=-O0
+\t@cp $(BUILD)/Vmodel $@
 
 check: $(PROGRAM)
 \t./$(PROGRAM) golden/inputs.i64 golden/outputs.i64 $(GOLDEN) check --seed {SEED} --stalls {STALLS}

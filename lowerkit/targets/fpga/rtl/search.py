@@ -22,7 +22,7 @@ from lowerkit.targets.fpga.rtl import area
 from lowerkit.targets.fpga.rtl.cache import kept
 from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Rtl, print_rtl
 from lowerkit.targets.fpga.rtl.harness import framed
-from lowerkit.targets.fpga.rtl.implement import capacity, implement
+from lowerkit.targets.fpga.rtl.implement import TARGET_MHZ, capacity, implement
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 
 #: ps of XLS's delay model.
@@ -136,15 +136,26 @@ def _point(variant: Variant, period: int, device: str, clock: float) -> Point:
     try:
         rtl = print_rtl(kernel, period)
         frame, top = framed(rtl)
-        aim = {"target_mhz": clock * MARGIN} if clock else {}
-        made = implement(frame, device, top=top, seeds=(SEED,), **aim)
+        aim = clock * MARGIN if clock else TARGET_MHZ
+        made = implement(frame, device, top=top, seeds=(SEED,), target_mhz=aim)
         ii = kept(["interval", rtl.verilog], lambda: {"ii": _interval(kernel, rtl)})["ii"]
     except LowerkitError as error:
         where = f"node '{layer.node}' (layer {layer.name}, alone)"
         raise type(error)(error.reason, node=where, hint=error.hint) from error
-    cells, has = area.total({part: each for part, each in made.parts.items() if part}), capacity(device)
-    share = round(sum(cells[kind] / has[kind] for kind in has), 5)
-    return Point(layer.name, layer.node, variant.reuse, period, made.fmax, ii, share=share, **cells)
+    own, has = area.total({part: cells for part, cells in made.parts.items() if part}), capacity(device)
+    return Point(
+        layer=layer.name,
+        node=layer.node,
+        reuse=variant.reuse,
+        period_ps=period,
+        fmax=made.fmax,
+        ii=ii,
+        luts=own["luts"],
+        registers=own["registers"],
+        multipliers=own["multipliers"],
+        memories=own["memories"],
+        share=round(sum(own[kind] / has[kind] for kind in has), 5),
+    )
 
 
 def _interval(kernel: Kernel, rtl: Rtl) -> float:

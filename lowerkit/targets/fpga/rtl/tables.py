@@ -88,7 +88,8 @@ def _search(measured: Mapping[str, Any]) -> CostTable:
         "added up) and cycles"
     )
     columns = (
-        "layer", "reuse", "period ps", "Fmax MHz", "cycles for a sample", *KINDS.values(), "share %", "Pareto", "chosen",
+        "layer", "reuse", "period ps", "Fmax MHz", "cycles for a sample", *KINDS.values(), "share %", "Pareto",
+        "chosen",
     )  # fmt: skip
     rows = tuple(
         (

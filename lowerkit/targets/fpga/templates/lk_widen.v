@@ -1,4 +1,4 @@
-// Gathers LANES words to one, the first one lowest; the next ones while that one waits.
+// Gathers LANES words to one, the first one lowest, while the one before waits at the output.
 module lk_widen #(
   parameter WIDTH = 8,
   parameter LANES = 2,
@@ -14,16 +14,15 @@ module lk_widen #(
   input wire out_ready
 );
   localparam [31:0] LAST = LANES - 1;
+  reg [WIDTH*(LANES-1)-1:0] words;
   reg [BITS-1:0] count;
-  // The lowest word is never read: it is the place for one more.
-  reg [WIDTH*LANES-1:0] gathered;
+  wire [WIDTH*LANES-1:0] gathered = {in, words};
   wire last = count == LAST[BITS-1:0];
-  wire [WIDTH*LANES-1:0] next = {in, gathered[WIDTH*LANES-1:WIDTH]};
   assign in_ready = ~last | ~out_valid | out_ready;
   wire taken = in_valid & in_ready;
   always @(posedge clk) begin
-    if (taken) gathered <= next;
-    if (taken & last) out <= next;
+    if (taken) words <= gathered[WIDTH*LANES-1:WIDTH];
+    if (taken & last) out <= gathered;
   end
   always @(posedge clk) begin
     if (rst) begin
@@ -31,7 +30,7 @@ module lk_widen #(
       out_valid <= 1'b0;
     end else begin
       if (taken) count <= last ? {BITS{1'b0}} : count + 1'b1;
-      if (~out_valid | out_ready) out_valid <= taken & last;
+      out_valid <= (taken & last) | (out_valid & ~out_ready);
     end
   end
 endmodule
