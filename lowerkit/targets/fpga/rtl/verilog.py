@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 def bus(bits: int) -> str:
     """A vector's range."""
@@ -25,14 +23,3 @@ def read(name: str, memory: str, bits: int, address: str) -> list[str]:
         f"    {name} <= {name}_word;",
         "  end",
     ]
-
-
-def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[str]:
-    """Constants, and what is read of them."""
-    words = [number(int(n), bits) for n in numbers]
-    rows = [
-        "      " + " ".join(f"{name}_rom[{j}] = {words[j]};" for j in range(i, min(i + 4, len(words))))
-        for i in range(0, len(words), 4)
-    ]
-    head = [f"  reg {bus(bits)}{name}_rom [0:{len(words) - 1}];", "  initial begin"]
-    return [*head, *rows, "  end", *read(name, f"{name}_rom", bits, address)]

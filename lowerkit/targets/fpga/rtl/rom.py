@@ -1,0 +1,91 @@
+"""Constants in block RAMs, without logic between memories where one is not enough.
+
+A block of an ECP5 holds 2^14 words of a bit, 2^13 of two, and so on (Lattice, FPGA-TN-02204, ECP5 and ECP5-5G Memory
+Usage Guide, section 4). A table of more words than fit in the widest form is cut into slices of bits that each are one
+block's, from the highest bit on. A slice ends where all words behind are 0 in it: of exponentials, whose high bits soon
+are, a block holds more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowerkit.targets.fpga.rtl.verilog import bus, number
+
+#: Words of a block, and the bits that they have.
+FORMS = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+#: Tables of fewer words are left to synthesis: they need no more than a block for each 18 bits.
+SMALL = 1024
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Bits `low` to `low + width - 1` of the first `depth` words; behind these they are 0."""
+
+    low: int
+    width: int
+    depth: int
+
+
+def slices(words: Sequence[int], bits: int) -> list[Slice]:
+    """How words, not negative, are cut; the whole table where it is small, or no block is deep enough."""
+    if not SMALL < len(words) <= FORMS[-1][0]:
+        return [Slice(0, bits, len(words))]
+    # Behind a bit's depth, it and all above are 0.
+    depths = [int(np.flatnonzero(np.asarray(words) >> bit).max(initial=-1)) + 1 for bit in range(bits)]
+    found, top = [], bits
+    while top:
+        low = top - 1
+        while low and top - low + 1 <= _width(depths[low - 1]):
+            low -= 1
+        found.append(Slice(low, top - low, max(depths[low], 1)))
+        top = low
+    return found[::-1]
+
+
+def _width(depth: int) -> int:
+    return next(width for words, width in FORMS if depth <= words)
+
+
+def address_bits(words: Sequence[int]) -> int:
+    """Of a table's address."""
+    return max((len(words) - 1).bit_length(), 1)
+
+
+def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[str]:
+    """Verilog of a register, two cycles behind the address of `address_bits`: the memory's own, and one more."""
+    words = [int(n) & ((1 << bits) - 1) for n in numbers]
+    wide = address_bits(words)
+    cut = slices(words, bits)
+    if len(cut) == 1:
+        return [*_memory(f"{name}_rom", words, bits), *_read(name, f"{name}_rom", bits, address)]
+    lines, parts = [f"  wire {bus(wide)}{name}_address = {address};"], []
+    for s in cut:
+        part = f"{name}_{s.low}"
+        own = max((s.depth - 1).bit_length(), 1)
+        held = words[: min(1 << own, len(words))]
+        lines += _memory(f"{part}_rom", [(w >> s.low) & ((1 << s.width) - 1) for w in held], s.width)
+        at = f"{name}_address" if own == wide else f"{name}_address[{own - 1}:0]"
+        within = "" if own == wide else f"~|{name}_address[{wide - 1}:{own}]"
+        lines += _read(part, f"{part}_rom", s.width, at, within)
+        parts.append(part)
+    return [*lines, f"  wire {bus(bits)}{name} = {{{', '.join(reversed(parts))}}};"]
+
+
+def _memory(name: str, words: Sequence[int], bits: int) -> list[str]:
+    texts = [f"{name}[{j}] = {number(word, bits)};" for j, word in enumerate(words)]
+    rows = ["      " + " ".join(texts[i : i + 4]) for i in range(0, len(texts), 4)]
+    return [f"  reg {bus(bits)}{name} [0:{len(words) - 1}];", "  initial begin", *rows, "  end"]
+
+
+def _read(name: str, memory: str, bits: int, address: str, within: str = "") -> list[str]:
+    """Two registers; 0 where the address is not `within` the memory."""
+    lines = [f"  reg {bus(bits)}{name}_word;", f"  reg {bus(bits)}{name};"]
+    each = [f"    {name}_word <= {memory}[{address}];", f"    {name} <= {name}_word;"]
+    if within:
+        lines.append(f"  reg {name}_within;")
+        each = [each[0], f"    {name}_within <= {within};", f"    {name} <= {name}_within ? {name}_word : {bits}'d0;"]
+    return [*lines, "  always @(posedge clk) begin", *each, "  end"]
