@@ -58,34 +58,34 @@ def address_bits(words: Sequence[int]) -> int:
 def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[str]:
     """Verilog of a register, two cycles behind the address of `address_bits`: the memory's own, and one more."""
     words = [int(n) & ((1 << bits) - 1) for n in numbers]
-    wide = address_bits(words)
-    cut = slices(words, bits)
+    wide, cut = address_bits(words), slices(words, bits)
+    lines = [f"  wire {bus(wide)}{name}_address = {address};"]
     if len(cut) == 1:
-        return [*_memory(f"{name}_rom", words, bits), *_read(name, f"{name}_rom", bits, address)]
-    lines, parts = [f"  wire {bus(wide)}{name}_address = {address};"], []
+        return [*lines, *_read(name, words, bits, f"{name}_address", wide)]
+    parts = []
     for s in cut:
-        part = f"{name}_{s.low}"
-        own = max((s.depth - 1).bit_length(), 1)
-        held = words[: min(1 << own, len(words))]
-        lines += _memory(f"{part}_rom", [(w >> s.low) & ((1 << s.width) - 1) for w in held], s.width)
-        at = f"{name}_address" if own == wide else f"{name}_address[{own - 1}:0]"
-        within = "" if own == wide else f"~|{name}_address[{wide - 1}:{own}]"
-        lines += _read(part, f"{part}_rom", s.width, at, within)
+        part, own = f"{name}_{s.low}", max((s.depth - 1).bit_length(), 1)
+        held = [(w >> s.low) & ((1 << s.width) - 1) for w in words[: s.depth]]
+        at = f"{name}_address{'' if own == wide else f'[{own - 1}:0]'}"
+        beyond = "" if own == wide else f"|{name}_address[{wide - 1}:{own}]"
+        lines += _read(part, held, s.width, at, own, beyond)
         parts.append(part)
     return [*lines, f"  wire {bus(bits)}{name} = {{{', '.join(reversed(parts))}}};"]
 
 
-def _memory(name: str, words: Sequence[int], bits: int) -> list[str]:
-    texts = [f"{name}[{j}] = {number(word, bits)};" for j, word in enumerate(words)]
+def _read(
+    name: str, words: Sequence[int], bits: int, address: str, wide: int, beyond: str = ""
+) -> list[str]:
+    """A memory as choices by its address, which synthesis reads much faster than a memory's contents, and a register.
+
+    Where the address is `beyond` the memory, the register gets 0.
+    """
+    texts = [f"{number(n, wide)}: {name}_word <= {number(w, bits)};" for n, w in enumerate(words) if w]
     rows = ["      " + " ".join(texts[i : i + 4]) for i in range(0, len(texts), 4)]
-    return [f"  reg {bus(bits)}{name} [0:{len(words) - 1}];", "  initial begin", *rows, "  end"]
-
-
-def _read(name: str, memory: str, bits: int, address: str, within: str = "") -> list[str]:
-    """Two registers; 0 where the address is not `within` the memory."""
     lines = [f"  reg {bus(bits)}{name}_word;", f"  reg {bus(bits)}{name};"]
-    each = [f"    {name}_word <= {memory}[{address}];", f"    {name} <= {name}_word;"]
-    if within:
-        lines.append(f"  reg {name}_within;")
-        each = [each[0], f"    {name}_within <= {within};", f"    {name} <= {name}_within ? {name}_word : {bits}'d0;"]
-    return [*lines, "  always @(posedge clk) begin", *each, "  end"]
+    kept = [f"    {name} <= {name}_word;"]
+    if beyond:
+        lines.append(f"  reg {name}_beyond;")
+        kept = [f"    {name}_beyond <= {beyond};", f"    {name} <= {name}_beyond ? {bits}'d0 : {name}_word;"]
+    chosen = [f"    case ({address})", *rows, f"      default: {name}_word <= {bits}'d0;", "    endcase"]
+    return [*lines, "  always @(posedge clk) begin", *chosen, *kept, "  end"]
