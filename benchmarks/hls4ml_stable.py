@@ -35,7 +35,9 @@ def stable(rows: int, columns: int, *, name: str = "stable") -> Kernel:
     k = Builder(name, f"hls4ml's stable softmax over rows of {columns}, {LOGITS}")
     x = k.input("x", (rows, columns), LOGITS.range)
     y = k.output("y", (rows, columns), LOGITS.range)
-    exponentials = k.constant(Array.constant(f"{name}_exponentials", _table(DIFFERENCE, lambda d: np.exp(-d))))
+    exponentials = k.constant(
+        Array.constant(f"{name}_exponentials", _table(DIFFERENCE, lambda d: np.exp(-d)))
+    )
     # No sum is below 1, the largest element's exponential.
     inverses = k.constant(Array.constant(f"{name}_inverses", _table(TABLE, lambda s: 1 / s.clip(1))))
     with k.loop("row", rows) as row:

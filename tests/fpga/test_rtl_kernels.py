@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -104,9 +105,9 @@ PRINTED: Mapping[str, Callable[[], Kernel]] = {
     "mean": lambda: mean.mean("k", 2, 5, 3, WIDE, WIDE)[0],
     "LayerNorm": lambda: norm.normalise("k", (3, 16), WIDE, WIDE, gamma=np.linspace(-1, 1, 16)).kernel,
     "RMSNorm": lambda: norm.normalise("k", (3, 16), WIDE, WIDE, rms=True).kernel,
-    "max pool": lambda: pool.max_pool(
-        "k", 2, (5, 5), Window((3, 3), (2, 2), ((1, 1), (1, 1))), BYTE, BYTE
-    )[0],
+    "max pool": lambda: pool.max_pool("k", 2, (5, 5), Window((3, 3), (2, 2), ((1, 1), (1, 1))), BYTE, BYTE)[
+        0
+    ],
     "average pool": lambda: pool.average_pool(
         "k", 2, (5, 5), Window((3, 3), (2, 2), ((1, 1), (1, 1))), BYTE, BYTE
     )[0],
@@ -181,7 +182,7 @@ def test_digits_are_few(number: int) -> None:
     found = digits(number)
     assert sum(sign << place for sign, place in found) == number
     places = [place for _, place in found]
-    assert all(b - a > 1 for a, b in zip(places, places[1:], strict=False))
+    assert all(b - a > 1 for a, b in pairwise(places))
 
 
 @settings(max_examples=60)

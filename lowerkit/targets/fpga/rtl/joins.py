@@ -33,7 +33,12 @@ def joined(owner: Splitter, array: Array, writers: list[Stage]) -> Stage:
         part[order] = n
     beats = part.reshape(-1, lanes) if part.size % lanes == 0 else part.reshape(-1, 1)
     sizes = {len(end.nodes) for end in ends}
-    if len(sizes) > 1 or sum(map(len, orders)) != part.size or (beats != beats[:, :1]).any() or part.min() < 0:
+    if (
+        len(sizes) > 1
+        or sum(map(len, orders)) != part.size
+        or (beats != beats[:, :1]).any()
+        or part.min() < 0
+    ):
         raise owner.refuse(reason)
     runs = _runs(beats[:, 0], len(writers))
     if runs is None:
@@ -43,7 +48,10 @@ def joined(owner: Splitter, array: Array, writers: list[Stage]) -> Stage:
     index, name = len(owner.stages), array.name
     around = Counter(f"{name}_round", Range(0, len(beats) // period - 1))
     within = Counter(f"{name}_beat", Range(0, period - 1))
-    loops = (For(around, len(beats) // period, (), False, False, ""), For(within, period, (), False, True, ""))
+    loops = (
+        For(around, len(beats) // period, (), False, False, ""),
+        For(within, period, (), False, True, ""),
+    )
     stage = Stage(f"{owner.kernel.name}_s{index}_join", loops, Graph(), index)
     owner.stages.insert(owner.stages.index(writers[-1]) + 1, stage)
     counters = [stage.graph.source(Source("counter", c), c.range, c.name) for c in (around, within)]
@@ -58,7 +66,9 @@ def joined(owner: Splitter, array: Array, writers: list[Stage]) -> Stage:
         waiting = len(orders[n]) // lanes if shared else 1
         owner.attach(Channel(key.name, key, key.range, lanes, end, reader, waiting))
         due = stage.graph.binary("le", stage.graph.const(first), counters[1])
-        found = [stage.graph.source(Source("element", key, i), key.range, f"{key.name}_") for i in range(lanes)]
+        found = [
+            stage.graph.source(Source("element", key, i), key.range, f"{key.name}_") for i in range(lanes)
+        ]
         # The last run that has begun is due.
         values = [stage.graph.select(due, a, b) for a, b in zip(found, values or found, strict=True)]
     beat = stage.graph.binary("mul", counters[0], stage.graph.const(period))

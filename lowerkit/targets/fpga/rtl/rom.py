@@ -73,9 +73,7 @@ def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[st
     return [*lines, f"  wire {bus(bits)}{name} = {{{', '.join(reversed(parts))}}};"]
 
 
-def _read(
-    name: str, words: Sequence[int], bits: int, address: str, wide: int, beyond: str = ""
-) -> list[str]:
+def _read(name: str, words: Sequence[int], bits: int, address: str, wide: int, beyond: str = "") -> list[str]:
     """A memory as choices by its address, which synthesis reads much faster than a memory's contents, and a register.
 
     Where the address is `beyond` the memory, the register gets 0.

@@ -92,7 +92,11 @@ def online(rows: int, columns: int, source: Fixed, target: Fixed, *, name: str =
         share = reciprocal(k, total, FRACTION, RECIPROCAL_BITS)
         with k.loop("divide", columns, pipeline=True) as i:
             e = exponential("last", not_negative(top - kept[i]))
-            k.store(y, (row, i), minimum(share.times(e, target.fraction), min(1 << target.fraction, target.range.high)))
+            k.store(
+                y,
+                (row, i),
+                minimum(share.times(e, target.fraction), min(1 << target.fraction, target.range.high)),
+            )
     return k.finish()
 
 
