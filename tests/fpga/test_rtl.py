@@ -15,7 +15,7 @@ import pytest
 from codes import codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rtl_networks import chained
+from rtl_networks import SQUARE, chained
 
 from lowerkit.errors import PlanError, ToolError, UnsupportedError
 from lowerkit.passes.activation.base import ACTIVATIONS
@@ -196,10 +196,10 @@ def test_an_output_is_sorted() -> None:
 
 @simulated
 def test_a_layer_without_rtl_is_named() -> None:
-    both = layout.concat("both", [(2, 3), (2, 3)], 1, [BYTE, BYTE], BYTE)
-    made = chained((relu("r", (2, 3), BYTE, BYTE), ("x",), "a"), (both, ("x", "a"), "y"))
-    assert len(network(made).processes) == 5
-    with pytest.raises(UnsupportedError, match=r"^node y: kernel both: y is written by 2 loops"):
+    pairs = linear("pairs", (3,), SQUARE[:4], BYTE, BYTE, BYTE, at_once=2)
+    made = chained((relu("r", (3, 4), BYTE, BYTE), ("x",), "a"), (pairs, ("a",), "y"))
+    assert len(network(made).processes) == 4
+    with pytest.raises(UnsupportedError, match=r"^node y: kernel pairs: a guard decides what is computed"):
         print_network(made)
 
 
@@ -255,11 +255,21 @@ def test_iterations_wait_for_what_they_recall() -> None:
 
 
 def test_refusals() -> None:
-    both = layout.concat("both", [(2, 3), (1, 3)], 0, [BYTE, BYTE], BYTE)[0]
-    with pytest.raises(UnsupportedError, match=r"kernel both: y is written by 2 loops.*HLS flow"):
-        split(both)
+    with pytest.raises(UnsupportedError, match=r"kernel twice: y is written by 2 loops, and not.*HLS flow"):
+        split(_twice())
     with pytest.raises(UnsupportedError, match="register h goes around a loop through several stages"):
         split(_around())
+
+
+def _twice() -> Kernel:
+    """Both loops write all elements."""
+    k = Builder("twice", "y = x, after y = 0")
+    x, y = k.input("x", (4,), BYTE.range), k.output("y", (4,), BYTE.range)
+    with k.loop("i", 4, pipeline=True) as i:
+        k.store(y, i, 0)
+    with k.loop("j", 4, pipeline=True) as j:
+        k.store(y, j, x[j])
+    return k.finish()
 
 
 def _turned() -> Kernel:

@@ -19,7 +19,7 @@ from lowerkit.targets.fpga.lang.expr import (
     Slice,
     Var,
 )
-from lowerkit.targets.fpga.lang.program import For, Let, Local, Register, Statement, Store, Update
+from lowerkit.targets.fpga.lang.program import For, Let, Local, Register, Statement, Store, Update, When
 from lowerkit.targets.fpga.rtl.graph import Node, Source
 from lowerkit.targets.fpga.rtl.pipeline import Memory, Stage, grid
 
@@ -64,8 +64,9 @@ class Iteration:
                 self.update(statement)
             elif isinstance(statement, Local):
                 self.owner.depth[statement.array] = len(self.stage.loops)
+            elif isinstance(statement, When):
+                raise self.owner.refuse("a guard decides what is computed")
             else:
-                assert isinstance(statement, Store)
                 value = self.graph.cast(self.node(statement.value), statement.array.range)
                 if statement.array in self.own_arrays:
                     self.keep(statement.array, self.address(statement.array, statement.indices), value)

@@ -36,11 +36,13 @@ class End:
     Attributes:
         nodes: of a writer, what it writes; where that is at addresses, each number's follows.
         held: places of loops that are at their last iteration where a beat is taken or given.
+        within: of a reader, a loop's place and the iterations, from and to, in which beats are taken; None for all.
     """
 
     stage: Stage
     held: tuple[int, ...]
     nodes: tuple[Node, ...] = ()
+    within: tuple[int, int, int] | None = None
 
     @property
     def apart(self) -> int:
@@ -119,7 +121,7 @@ class Stage:
 
     Attributes:
         loops: all loops around; the last one is the innermost.
-        index: its place among the stages.
+        index: a number of its own, in the order in which stages are found.
         memories: of its own.
         takes, gives: its channels.
     """

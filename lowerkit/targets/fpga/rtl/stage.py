@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lowerkit.targets.fpga.rtl import dslx
+from lowerkit.targets.fpga.rtl import dslx, rom
 from lowerkit.targets.fpga.rtl.graph import Node
-from lowerkit.targets.fpga.rtl.pipeline import Channel, Stage
+from lowerkit.targets.fpga.rtl.pipeline import Channel, End, Stage
 from lowerkit.targets.fpga.rtl.schedule import MEMORIES, Recurrence, steps
-from lowerkit.targets.fpga.rtl.verilog import bus, number, read, table
+from lowerkit.targets.fpga.rtl.verilog import bus, number, read
 
 #: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
 READ = 2
@@ -122,11 +122,24 @@ class _Printer:
         """Whether a beat is taken or given in an iteration."""
         end = channel.reader if channel in self.stage.takes else channel.writer
         assert end
-        return " & ".join(f"last_{i}" for i in end.held) or "1'b1"
+        return " & ".join([*(f"last_{i}" for i in end.held), *self.within(end)]) or "1'b1"
+
+    def within(self, end: End) -> list[str]:
+        """Conditions for the iterations in which an end is used."""
+        if end.within is None:
+            return []
+        i, first, last = end.within
+        count = self.stage.counts[i]
+        bits = max((count - 1).bit_length(), 1)
+        after = [f"(count_{i} >= {number(first, bits)})"] if first else []
+        return [*after, *([f"(count_{i} < {number(last, bits)})"] if last < count else [])]
 
     def issue(self) -> None:
         """When an iteration starts, and the channels' part in it."""
-        asked = [f"{c.name}_valid" for c in self.stage.takes]
+        asked = []
+        for c in self.stage.takes:
+            inner = self.within(c.reader) if c.reader else []
+            asked.append(f"{c.name}_valid | ~({' & '.join(inner)})" if inner else f"{c.name}_valid")
         if self.stage.memories:
             self.lines.append("  wire pace;")
             asked.append("pace")
@@ -249,9 +262,11 @@ class _Printer:
             else:
                 tables.setdefault(node.args[0], []).append(node)
         for place, found in tables.items():
-            address = self.at(place, now)
+            address = self.sized(place, rom.address_bits(max(len(n.detail) for n in found)), now)
             self.time |= dict.fromkeys(found, now + READ)
-            self.lines += table([(self.name(n), n.detail.tolist(), n.range.bits) for n in found], address)
+            self.lines += rom.tables(
+                [(self.name(n), n.detail.tolist(), n.range.bits) for n in found], address
+            )
 
     def multiply(self, node: Node, now: int) -> list[str]:
         """A product, with a register behind."""

@@ -9,7 +9,8 @@ while the other one is read.
 
 An output that is written in another order is sorted by such a buffer, too, whose elements come with their addresses.
 
-A register that several stages update in turn, or an array that several loops write, is refused.
+An array of which several loops write a part each is joined, see `joins`. A register that several stages update in turn
+is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lowerkit.targets.fpga.lang.expr import Array, Counter, Range, Var
 from lowerkit.targets.fpga.lang.program import For, Kernel, Local, Statement, Store
 from lowerkit.targets.fpga.rtl.graph import Graph, Node, Source
 from lowerkit.targets.fpga.rtl.iteration import Iteration
+from lowerkit.targets.fpga.rtl.joins import joined
 from lowerkit.targets.fpga.rtl.pipeline import Buffer, Channel, End, Pipeline, Stage, State, grid
 
 
@@ -192,8 +194,10 @@ class Splitter:
         """The channels of an array."""
         writers = [s for s in self.stages if (s, array) in self.stores]
         readers = [s for s in self.stages if (s, array) in self.loads]
-        if written is not None and len(writers) != 1:
-            raise self.refuse(f"{array.name} is written by {len(writers)} loops, not one")
+        if written is not None and not writers:
+            raise self.refuse(f"nothing writes {array.name}")
+        if len(writers) > 1:
+            writers = [joined(self, array, writers)]
         if set(writers) & set(readers):
             raise self.refuse(f"{array.name} is read and written by one loop")
         source = None
