@@ -6,7 +6,8 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ HINTS = {
     "pins": "take a larger --device, or fewer inputs and outputs",
 }
 #: Of answers that are kept; another one where they have other contents.
-SCHEMA = 2
+SCHEMA = 3
 #: Look-up tables of AMD's 7 series, by yosys' names.
 XILINX_LUTS = tuple(f"LUT{n}" for n in range(1, 7))
 
@@ -91,7 +92,7 @@ def implement(
 ) -> Implementation:
     """Synthesise, place and route the design once for each seed.
 
-    Results are kept by the hash of the design, the tools' versions and all options.
+    Results are kept by the hash of the design, the tools' versions and all options, each seed's as soon as it is there.
 
     Args:
         top: the module, the whole design if None; a stage's module has the kernel's name, its place and its loop's.
@@ -108,8 +109,13 @@ def implement(
     flow = _Flow(rtl, device, top or rtl.name, target_mhz, progress, label)
     if not seeds:
         raise PlanError("no seeds to place with", hint="give one or more")
-    asked = ["implement", SCHEMA, *flow.asked(), list(seeds)]
-    return _loaded(kept(asked, lambda: asdict(flow.placed(seeds)), cache))
+    with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+        found = []
+        for seed in seeds:
+            made = partial(flow.placed, seed, Path(scratch))
+            found.append(_loaded(kept(["implement", SCHEMA, *flow.asked(), seed], made, cache)))
+    slowest = min(found, key=lambda one: one.fmax)
+    return replace(slowest, by_seed={seed: mhz for one in found for seed, mhz in one.by_seed.items()})
 
 
 def count_xilinx(rtl: Rtl, *, top: str | None = None, cache: Path | None = None) -> dict[str, int]:
@@ -192,18 +198,15 @@ class _Flow:
     def asked(self) -> list[Any]:
         return [self.top, self.rtl.verilog, self.device, SPEED, self.target, versions()]
 
-    def placed(self, seeds: Sequence[int]) -> Implementation:
-        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-            place, reports, parts = Path(scratch), {}, None
+    def placed(self, seed: int, place: Path) -> dict[str, Any]:
+        """The implementation with one seed; `place` is a folder that has the netlist from the first seed on."""
+        if not (place / "netlist.json").is_file():
             self.progress(f"{self.top}: synthesis")
             self.synthesise(place)
-            for seed in seeds:
-                self.progress(f"{self.top}: placing and routing, seed {seed}")
-                # Cells are the same for all seeds.
-                reports[seed] = self.place(place, seed, [] if parts else ["--write", "placed.json"])
-                parts = parts or area.placed(json.loads((place / "placed.json").read_bytes()))
-        assert parts is not None
-        return self.summary(reports, parts)
+        self.progress(f"{self.top}: placing and routing, seed {seed}")
+        report = self.place(place, seed, ["--write", "placed.json"])
+        parts = area.placed(json.loads((place / "placed.json").read_bytes()))
+        return asdict(self.summary(report, seed, parts))
 
     def synthesise(self, place: Path) -> None:
         _yosys(self.rtl, f"synth_ecp5 -top {self.top} -json netlist.json", self.top, place)
@@ -252,21 +255,17 @@ class _Flow:
         most = sorted((part for part in parts if part), key=lambda part: (-parts[part][kind], part))[:3]
         return "; the most is in " + ", ".join(f"{self.label(part)} {parts[part][kind]:,}" for part in most)
 
-    def summary(self, reports: dict[int, dict[str, Any]], parts: Areas) -> Implementation:
-        clocks = {
-            str(seed): max(c["achieved"] for c in r["fmax"].values())
-            for seed, r in reports.items()
-            if r["fmax"]
-        }
-        if len(clocks) < len(reports):
+    def summary(self, report: dict[str, Any], seed: int, parts: Areas) -> Implementation:
+        clocks = [clock["achieved"] for clock in report["fmax"].values()]
+        if not clocks:
             raise ToolError("nextpnr finds no path between registers")
-        slowest = min(reports, key=lambda seed: (clocks[str(seed)], str(seed)))
+        fmax = round(max(clocks), 2)
         return Implementation(
             device=self.device,
             speed=SPEED,
-            fmax=round(min(clocks.values()), 2),
-            by_seed={seed: round(mhz, 2) for seed, mhz in clocks.items()},
-            path=_path(reports[slowest]),
+            fmax=fmax,
+            by_seed={str(seed): fmax},
+            path=_path(report),
             parts=parts,
             tools=versions(),
             **area.total(parts),
