@@ -26,6 +26,7 @@ from rich.console import Console
 import lowerkit
 from lowerkit.artifact import LOWERED
 from lowerkit.targets.fpga.design import Design, codes_of, simulate
+from lowerkit.targets.fpga.rtl.design import Rtl
 from lowerkit.targets.fpga.rtl.network import print_network
 from lowerkit.targets.fpga.rtl.project import write_rtl_project
 from lowerkit.targets.fpga.rtl.simulate import RtlRunner, build
@@ -61,11 +62,29 @@ def measured(
     """Cycles with stalls and without, of a project that is written to a folder. Exits where a bit differs."""
     tell("lowering")
     design = lowered(model, **options)
-    _, data, name, _ = MODELS[model]
-    samples = np.load(_EXAMPLES / "data" / f"{data}_test.npz")[name][:images]
-    codes = codes_of(design, {name: samples})
-    wanted = simulate(design, codes)
     rtl = print_network(design, progress=tell)
+    rows = simulated(model, design, rtl, images, seed, folder, tell)
+    return [{"model": model, **options, **row} for row in rows]
+
+
+def image_codes(model: str, design: Design, images: int | None) -> dict[str, np.ndarray]:
+    """Codes of the first test images, or of all."""
+    _, data, name, _ = MODELS[model]
+    return codes_of(design, {name: np.load(_EXAMPLES / "data" / f"{data}_test.npz")[name][:images]})
+
+
+def simulated(
+    model: str,
+    design: Design,
+    rtl: Rtl,
+    images: int,
+    seed: int,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """As `measured`, of a design that is printed already."""
+    codes = image_codes(model, design, images)
+    wanted = simulate(design, codes)
     tell("writing the project")
     write_rtl_project(design, rtl, folder, golden={n: k[:4] for n, k in codes.items()})
     tell("building the simulation")
@@ -83,7 +102,7 @@ def measured(
         for value, numbers in wanted.items():
             if not np.array_equal(found[value], numbers):
                 raise SystemExit(f"{value} differs from the oracle")
-        about = {"model": model, **options, "images": len(samples), "stalls": stalls, **asdict(cycles)}
+        about = {"images": images, "stalls": stalls, **asdict(cycles)}
         rows.append({**about, "build_seconds": round(built, 1), "seconds": round(seconds, 1)})
     return rows
 

@@ -61,7 +61,13 @@ def emit(
         design, _ = build(settled)
     net = network(design)
     layers = sum(p.kind in ("layer", "fork") for p in net.processes)
-    rtl = print_network(design, net=net, periods=settled["periods"], progress=_counted(progress, layers))
+    rtl = print_network(
+        design,
+        net=net,
+        periods=settled["periods"],
+        blocks=implement.DEVICES[settled["device"]].multipliers,
+        progress=_counted(progress, layers),
+    )
     write_rtl_project(design, rtl, directory / PROJECT)
     progress("building the simulation", 0, 1)
     simulate.build(directory / PROJECT)

@@ -136,6 +136,21 @@ def count_xilinx(rtl: Rtl, *, top: str | None = None, cache: Path | None = None)
     return kept(["xilinx", SCHEMA, name, rtl.verilog, versions()], counted, cache)
 
 
+def count_ecp5(rtl: Rtl, *, top: str | None = None, cache: Path | None = None) -> Areas:
+    """Cells of an ECP5 by part of the design, as `area.synthesised` has them: counts of yosys, nothing is placed.
+
+    Raises ToolError as `implement` does.
+    """
+    name = top or rtl.name
+
+    def counted() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+            _yosys(rtl, f"synth_ecp5 -top {name} -json netlist.json", name, Path(scratch))
+            return area.synthesised(json.loads((Path(scratch) / "netlist.json").read_bytes()))
+
+    return kept(["ecp5", SCHEMA, name, rtl.verilog, versions()], counted, cache)
+
+
 def bitstream(rtl: Rtl, device: str, *, seed: int, target_mhz: float, place: Path) -> None:
     """Write NAME.config and NAME.bit to `place`, as placed with a seed; pins are nextpnr's choice.
 
