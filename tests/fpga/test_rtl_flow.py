@@ -205,7 +205,7 @@ def test_a_search_is_in_the_report_and_in_the_plan(tmp_path: Path) -> None:
     ir.save(parse(text, w=WEIGHTS["w"]), tmp_path / "m.onnx")
     np.savez(tmp_path / "x.npz", x=RNG.standard_normal((24, 2, 6)).astype(np.float32))
     options = {"flow": "rtl", "device": "ecp5-25k", "clock": 40, "seeds": 1, "width": 8, "weight_width": 8}
-    options |= {"multipliers": 6}
+    options |= {"multipliers": 6, "bitstream": True}
     made = lowerkit.compile(
         tmp_path / "m.onnx", tmp_path / "a", "fpga", calibration=tmp_path / "x.npz", options=options
     )
@@ -218,6 +218,10 @@ def test_a_search_is_in_the_report_and_in_the_plan(tmp_path: Path) -> None:
         assert chosen["fmax"] >= 40 * search.MARGIN
         assert made.plan.options["periods"][layer] == chosen["period_ps"]
         assert made.plan.options["reuse"][chosen["node"]] == chosen["reuse"]
+    bits = (made.directory / "rtl" / "g_top.bit").read_bytes()
+    # A comment with the part, and the preamble (Lattice FPGA-TN-02039).
+    assert b"LFE5U-25F" in bits[:200]
+    assert b"\xff\xff\xbd\xb3" in bits
     table = next(
         t for t in json.loads((made.directory / "report.json").read_text())["costs"] if not t["total"]
     )
@@ -242,6 +246,12 @@ def test_equal_inputs_give_equal_files_and_the_plan_says_all(
     planned = lowerkit.compile(network[0], tmp_path / "b", "fpga", plan=plan, calibration=network[1])
     assert planned.manifest["files"] == first.manifest["files"]
     assert "implementation" not in json.loads((first.directory / "rtl.json").read_text())
+
+
+def test_a_clock_is_the_period_of_the_hls_flows_script(tmp_path: Path) -> None:
+    ir.save(parse("(float[1,4] x) => (float[1,4] y) { y = Relu (x) }"), tmp_path / "m.onnx")
+    assert run("compile", tmp_path / "m.onnx", "--target", "fpga", "--clock", "125", "-o", tmp_path / "a") == 0
+    assert "create_clock -period 8\n" in (tmp_path / "a" / "hls" / "vitis_hls.tcl").read_text()
 
 
 @simulated

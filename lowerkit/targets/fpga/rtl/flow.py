@@ -203,7 +203,7 @@ def _place(
         best = max(made.by_seed, key=lambda seed: (made.by_seed[seed], seed))
         implement.bitstream(rtl, device, seed=int(best), target_mhz=aim, place=directory / PROJECT)
     return {
-        "implementation": {**asdict(made), "critical_path": path},
+        "implementation": {**asdict(made), "slowest_seed": made.slowest, "critical_path": path},
         "layers": _layers(design, made),
         "capacity": implement.capacity(device),
         "xilinx": counted,
