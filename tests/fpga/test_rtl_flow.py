@@ -191,7 +191,9 @@ def test_weights_beyond_a_device_are_refused_at_once(tmp_path: Path) -> None:
         parse("(float[1,320] x) => (float[1,320] y) { y = MatMul (x, w) }", w=weights), tmp_path / "m.onnx"
     )
     options = {"flow": "rtl", "device": "ecp5-25k"}
-    message = r"take 1\.56 Mbit, and ecp5-25k \(LFE5U-25F\) holds 1\.35 Mbit.*layer l0_matmul_0 \(node 'MatMul_0'\)"
+    message = (
+        r"take 1\.56 Mbit, and ecp5-25k \(LFE5U-25F\) holds 1\.35 Mbit.*layer l0_matmul_0 \(node 'MatMul_0'\)"
+    )
     with pytest.raises(UnsupportedError, match=message):
         lowerkit.compile(tmp_path / "m.onnx", tmp_path / "a", "fpga", options=options)
     assert not (tmp_path / "a").exists()
@@ -250,7 +252,9 @@ def test_equal_inputs_give_equal_files_and_the_plan_says_all(
 
 def test_a_clock_is_the_period_of_the_hls_flows_script(tmp_path: Path) -> None:
     ir.save(parse("(float[1,4] x) => (float[1,4] y) { y = Relu (x) }"), tmp_path / "m.onnx")
-    assert run("compile", tmp_path / "m.onnx", "--target", "fpga", "--clock", "125", "-o", tmp_path / "a") == 0
+    assert (
+        run("compile", tmp_path / "m.onnx", "--target", "fpga", "--clock", "125", "-o", tmp_path / "a") == 0
+    )
     assert "create_clock -period 8\n" in (tmp_path / "a" / "hls" / "vitis_hls.tcl").read_text()
 
 

@@ -8,6 +8,7 @@ OUT/
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,10 +84,14 @@ def _search(build: Build, chosen: Mapping[str, Any], progress: Progress) -> list
     variants: dict[str, list[search.Variant]] = {}
     for divisor in DIVISORS:
         design, factors = build({**chosen, "multipliers": max(chosen["multipliers"] // divisor, 1)})
+        nodes = Counter(layer.node for layer in design.layers)
         for layer in design.layers:
+            # A factor is of a node; where that has several layers, it would change all of them.
+            reuse = factors.get(layer.node) if nodes[layer.node] == 1 else None
             found = variants.setdefault(layer.name, [])
-            if not found or layer.schedule.multipliers < found[-1].layer.schedule.multipliers:
-                found.append(search.Variant(layer, factors.get(layer.node)))
+            fewer = found and layer.schedule.multipliers < found[-1].layer.schedule.multipliers
+            if not found or (fewer and reuse is not None):
+                found.append(search.Variant(layer, reuse))
     open_layers = {name: found for name, found in variants.items() if name not in chosen["periods"]}
     if not open_layers:
         return []
