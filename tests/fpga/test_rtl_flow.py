@@ -184,6 +184,56 @@ def test_a_design_that_does_not_fit_is_refused(network: tuple[Path, Path], tmp_p
     assert not (tmp_path / "a").exists()
 
 
+@placed
+def test_weights_beyond_a_device_are_refused_at_once(tmp_path: Path) -> None:
+    weights = RNG.standard_normal((320, 320)).astype(np.float32)
+    ir.save(
+        parse("(float[1,320] x) => (float[1,320] y) { y = MatMul (x, w) }", w=weights), tmp_path / "m.onnx"
+    )
+    options = {"flow": "rtl", "device": "ecp5-25k"}
+    message = (
+        r"take 1\.56 Mbit, and ecp5-25k \(LFE5U-25F\) holds 1\.35 Mbit.*layer l0_matmul_0 \(node 'MatMul_0'\)"
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        lowerkit.compile(tmp_path / "m.onnx", tmp_path / "a", "fpga", options=options)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+@placed
+def test_a_search_is_in_the_report_and_in_the_plan(tmp_path: Path) -> None:
+    """Two layers by three periods, and the first one with fewer multipliers; the plan gives the same design again."""
+    text = "(float[1,2,6] x) => (float[1,2,6] y) { h = MatMul (x, w) y = MatMul (h, w) }"
+    ir.save(parse(text, w=WEIGHTS["w"]), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=RNG.standard_normal((24, 2, 6)).astype(np.float32))
+    options = {"flow": "rtl", "device": "ecp5-25k", "clock": 40, "seeds": 1, "width": 8, "weight_width": 8}
+    options |= {"multipliers": 6, "bitstream": True}
+    made = lowerkit.compile(
+        tmp_path / "m.onnx", tmp_path / "a", "fpga", calibration=tmp_path / "x.npz", options=options
+    )
+    points = json.loads((made.directory / "rtl.json").read_text())["search"]
+    for layer in ("l0_matmul_0", "l1_matmul_1"):
+        own = [p for p in points if p["layer"] == layer]
+        assert {p["period_ps"] for p in own} == set(search.PERIODS)
+        (chosen,) = [p for p in own if p["chosen"]]
+        assert chosen["efficient"]
+        assert chosen["fmax"] >= 40 * search.MARGIN
+        assert made.plan.options["periods"][layer] == chosen["period_ps"]
+        assert made.plan.options["reuse"][chosen["node"]] == chosen["reuse"]
+    bits = (made.directory / "rtl" / "g_top.bit").read_bytes()
+    # A comment with the part, and the preamble (Lattice FPGA-TN-02039).
+    assert b"LFE5U-25F" in bits[:200]
+    assert b"\xff\xff\xbd\xb3" in bits
+    table = next(
+        t for t in json.loads((made.directory / "report.json").read_text())["costs"] if not t["total"]
+    )
+    assert len(table["rows"]) == len(points)
+    again = lowerkit.compile(tmp_path / "m.onnx", tmp_path / "b", "fpga", plan=made.plan)
+    assert json.loads((again.directory / "rtl.json").read_text())["search"] == []
+    files = {name: digest for name, digest in made.manifest["files"].items() if name != "rtl.json"}
+    assert files.items() <= again.manifest["files"].items()
+
+
 # Without placing.
 
 
@@ -198,6 +248,14 @@ def test_equal_inputs_give_equal_files_and_the_plan_says_all(
     planned = lowerkit.compile(network[0], tmp_path / "b", "fpga", plan=plan, calibration=network[1])
     assert planned.manifest["files"] == first.manifest["files"]
     assert "implementation" not in json.loads((first.directory / "rtl.json").read_text())
+
+
+def test_a_clock_is_the_period_of_the_hls_flows_script(tmp_path: Path) -> None:
+    ir.save(parse("(float[1,4] x) => (float[1,4] y) { y = Relu (x) }"), tmp_path / "m.onnx")
+    assert (
+        run("compile", tmp_path / "m.onnx", "--target", "fpga", "--clock", "125", "-o", tmp_path / "a") == 0
+    )
+    assert "create_clock -period 8\n" in (tmp_path / "a" / "hls" / "vitis_hls.tcl").read_text()
 
 
 @simulated

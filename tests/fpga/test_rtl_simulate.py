@@ -27,6 +27,7 @@ from lowerkit.targets.fpga import runner
 from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design, simulate
 from lowerkit.targets.fpga.lang.interpret import run
+from lowerkit.targets.fpga.rtl import design as printing
 from lowerkit.targets.fpga.rtl.design import Rtl, print_rtl
 from lowerkit.targets.fpga.rtl.network import print_network, simulate_network
 from lowerkit.targets.fpga.rtl.project import write_rtl_project
@@ -218,17 +219,31 @@ def test_a_shallow_queue_is_refused(tmp_path: Path) -> None:
 
 
 @needs("iverilog")
-def test_a_register_without_reset_is_seen() -> None:
+@pytest.mark.parametrize(("file", "line", "told"), [
+    ("lk_fifo", "      valid <= 1'b0;\n", r"norm: port y is undefined in cycle \d+, x"),
+    ("lk_fifo", "      waiting <= 0;\n", r"norm: port x is undefined in cycle \d+, x"),
+    # A condition that is undefined does not hold.
+    ("norm", "      count_1 <= 0;\n", "norm halts after 0 of 96 codes of y"),
+])  # fmt: skip
+def test_a_register_without_reset_is_seen(
+    file: str, line: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Icarus says so, where simulators that know only 0 and 1 may not."""
     kernel = BY_NAME["norm"]
     rtl = print_rtl(kernel)
-    (source,) = rtl.sources
-    assert "      count_1 <= 0;\n" in source.modules
-    broken = replace(
-        rtl, sources=(replace(source, modules=source.modules.replace("      count_1 <= 0;\n", "")),)
-    )
-    with pytest.raises(ToolError, match=r"norm: port \w+ is undefined in cycle \d+, x"):
-        simulate_rtl(kernel, inputs(kernel, 2), rtl=broken, simulator="icarus")
+    x = inputs(kernel, 2)
+    if file == "norm":
+        (source,) = rtl.sources
+        assert line in source.modules
+        rtl = replace(rtl, sources=(replace(source, modules=source.modules.replace(line, "")),))
+    else:
+        shutil.copytree(printing.TEMPLATES, tmp_path, dirs_exist_ok=True)
+        text = (tmp_path / f"{file}.v").read_text()
+        assert line in text
+        (tmp_path / f"{file}.v").write_text(text.replace(line, ""))
+        monkeypatch.setattr(printing, "TEMPLATES", tmp_path)
+    with pytest.raises(ToolError, match=told):
+        simulate_rtl(kernel, x, rtl=rtl, simulator="icarus")
 
 
 @needs("verilator")

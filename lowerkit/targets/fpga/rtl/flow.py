@@ -8,6 +8,7 @@ OUT/
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from lowerkit.errors import PlanError, ToolError, UnsupportedError
 from lowerkit.targets.fpga import design as oracle
 from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design
+from lowerkit.targets.fpga.project import constant_bits
 from lowerkit.targets.fpga.rtl import area, implement, options, search, simulate, tools
 from lowerkit.targets.fpga.rtl.design import Rtl
 from lowerkit.targets.fpga.rtl.implement import Implementation
@@ -29,6 +31,8 @@ from lowerkit.targets.fpga.rtl.tables import MEASURED
 PROJECT = "rtl"
 #: Samples that are simulated with gaps and stalls, and without.
 SAMPLES = 4
+#: Of a look-up table of four inputs.
+LUT_BITS = 16
 #: By how much the search divides the multipliers of a layer.
 DIVISORS = (1, 2, 4)
 
@@ -55,6 +59,8 @@ def emit(
     settled, points = dict(chosen), []
     design, _ = build(settled)
     _check_layers(design, settled["periods"])
+    if settled["place"]:
+        _check_weights(design, settled["device"])
     if options.searches(chosen):
         points = _search(build, settled, progress)
         settled |= _choices(points, settled)
@@ -84,10 +90,14 @@ def _search(build: Build, chosen: Mapping[str, Any], progress: Progress) -> list
     variants: dict[str, list[search.Variant]] = {}
     for divisor in DIVISORS:
         design, factors = build({**chosen, "multipliers": max(chosen["multipliers"] // divisor, 1)})
+        nodes = Counter(layer.node for layer in design.layers)
         for layer in design.layers:
+            # A factor is of a node; where that has several layers, it would change all of them.
+            reuse = factors.get(layer.node) if nodes[layer.node] == 1 else None
             found = variants.setdefault(layer.name, [])
-            if not found or layer.schedule.multipliers < found[-1].layer.schedule.multipliers:
-                found.append(search.Variant(layer, factors.get(layer.node)))
+            fewer = found and layer.schedule.multipliers < found[-1].layer.schedule.multipliers
+            if not found or (fewer and reuse is not None):
+                found.append(search.Variant(layer, reuse))
     open_layers = {name: found for name, found in variants.items() if name not in chosen["periods"]}
     if not open_layers:
         return []
@@ -111,6 +121,25 @@ def _check_layers(design: Design, periods: Mapping[str, int]) -> None:
         raise PlanError(
             f"option periods: there is no layer '{unknown[0]}'", hint=f"layers: {', '.join(names)}"
         )
+
+
+def _check_weights(design: Design, device: str) -> None:
+    """Refuses what no placement can help: more constants than block memories and look-up tables hold."""
+    chip = implement.DEVICES[device]
+    room = chip.memory_bits + chip.luts * LUT_BITS
+    sizes = {layer.name: (constant_bits(layer), layer.node) for layer in design.kernels()}
+    needed = sum(bits for bits, _ in sizes.values())
+    if needed <= room:
+        return
+    largest = sorted(sizes, key=lambda name: (-sizes[name][0], name))[:3]
+    named = ", ".join(
+        f"layer {name} (node '{sizes[name][1]}') {sizes[name][0] / 2**20:.3g} Mbit" for name in largest
+    )
+    raise UnsupportedError(
+        f"weights and tables take {needed / 2**20:.3g} Mbit, and {device} ({chip.chip}) holds {room / 2**20:.3g} Mbit "
+        f"in block memories and look-up tables; the most is in {named}",
+        hint="take a larger --device, fewer bits (--option weight_width=8), or a smaller model",
+    )
 
 
 def _counted(progress: Progress, total: int) -> Callable[[str], None]:
@@ -185,7 +214,7 @@ def _place(
         best = max(made.by_seed, key=lambda seed: (made.by_seed[seed], seed))
         implement.bitstream(rtl, device, seed=int(best), target_mhz=aim, place=directory / PROJECT)
     return {
-        "implementation": {**asdict(made), "critical_path": path},
+        "implementation": {**asdict(made), "slowest_seed": made.slowest, "critical_path": path},
         "layers": _layers(design, made),
         "capacity": implement.capacity(device),
         "xilinx": counted,

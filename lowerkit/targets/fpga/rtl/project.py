@@ -91,7 +91,7 @@ def _makefile(rtl: Rtl, files: Sequence[str], count: int) -> str:
 # make icarus     the same by Icarus Verilog, where a bit that nothing has set differs as well
 # make lint       all warnings of verilator but those of waivers.vlt
 VERILATOR ?= verilator
-OPTIMISE ?= -O2
+OPTIMISE ?= -O1
 BUILD = build
 PROGRAM = testbench
 GOLDEN = {count}
