@@ -38,13 +38,13 @@ def limit_blocks(pipelines: Sequence[Pipeline], most: int, operands: tuple[int, 
 
 
 def products(stage: Stage) -> list[Node]:
-    """Those of two numbers that are not known, operands first."""
-    return [n for n in reached(_roots(stage)) if n.op == "mul" and all(a.value is None for a in n.args)]
+    """Those that a multiplier computes, operands first."""
+    return [n for n in reached(_roots(stage)) if n.op == "mul"]
 
 
 def rows(graph: Graph, a: Node, b: Node) -> Node:
     """a b as a sum of rows."""
-    if a.range.bits < b.range.bits:
+    if a.value is not None or (b.value is None and a.range.bits < b.range.bits):
         a, b = b, a
     zero = graph.const(0)
     sums = [graph.select(graph.slice(b, i, 1), a, zero) for i in range(b.range.bits)]
