@@ -111,14 +111,19 @@ def about(case: Case, design: Design, cells: dict[str, int]) -> Row:
 
 
 def placed(
-    case: Case, images: int, seeds: Sequence[int], tell: Callable[[str], None]
+    case: Case,
+    images: int,
+    seeds: Sequence[int],
+    tell: Callable[[str], None],
+    say: Callable[[Row], None],
 ) -> tuple[Row, list[Row]]:
-    """A case's row, and those of its layers."""
+    """A case's row, and those of its layers; `say` is given what simulation found, long before all is placed."""
     design, rtl = printed(case, tell)
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         _, cycles = simulated(case.model, design, rtl, images, 1, Path(scratch) / "rtl", tell)
     tell(f"{case.model}: the oracle on all test images")
     right, tested = accuracy(case, design)
+    say({**asdict(case), **cycles, "accuracy": right})
     made = implement(rtl, CHIP.name, seeds=seeds, progress=tell)
     row = {
         **about(case, design, {name: getattr(made, name) for name in CELLS}),
@@ -204,7 +209,7 @@ def main() -> None:
     console, rows, by_layer = Console(), [], {}
     with console.status("") as status:
         for case in map(Case.parse, given.cases.split(",")):
-            row, found = placed(case, given.images, seeds, status.update)
+            row, found = placed(case, given.images, seeds, status.update, console.print)
             rows.append(row)
             by_layer[f"{case.model}, {case.bits} bits"] = found
             console.print(rich_table(PLACED, [row]), rich_table(LAYERS, found))

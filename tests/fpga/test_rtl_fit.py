@@ -12,9 +12,11 @@ import pytest
 from codes import codes
 from hypothesis import given
 from hypothesis import strategies as st
+from rtl_networks import SQUARE, chained
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.fpga.formats import Fixed
+from lowerkit.targets.fpga.kernels import layout
 from lowerkit.targets.fpga.kernels.elementwise import relu
 from lowerkit.targets.fpga.kernels.linear import linear
 from lowerkit.targets.fpga.kernels.schedule import greatest_reuse
@@ -23,6 +25,7 @@ from lowerkit.targets.fpga.lowering import Context
 from lowerkit.targets.fpga.rtl import rom, tools
 from lowerkit.targets.fpga.rtl.design import print_rtl
 from lowerkit.targets.fpga.rtl.implement import implement
+from lowerkit.targets.fpga.rtl.network import print_network
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 from lowerkit.targets.fpga.target import FpgaTarget
 
@@ -85,3 +88,26 @@ def test_seeds_are_kept_one_by_one(tmp_path: Path) -> None:
     assert both.by_seed["1"] == one.by_seed["1"]
     assert both.fmax == min(both.by_seed.values())
     assert implement(rtl, seeds=(2, 1), cache=tmp_path).fmax == both.fmax
+
+
+@pytest.mark.skipif(find_spec("xls") is None, reason="needs xls-python")
+def test_blocks_of_a_reader_are_its_queue() -> None:
+    """A transpose of whole samples has the two blocks that the channel asks for; a row's reader has none of them."""
+    size = 16
+    turned = layout.transpose("t", (2, 8), (1, 0), BYTE)
+    made = chained(
+        (linear("l", (2,), SQUARE, BYTE, BYTE, BYTE, reuse=64), ("x",), "a"),
+        (turned, ("a",), "b"),
+        (layout.transpose("u", (8, 2), (1, 0), BYTE), ("b",), "c"),
+        (linear("m", (2,), SQUARE, BYTE, BYTE, BYTE, reuse=64), ("c",), "y"),
+    )
+    depths = {(k.writer, k.reader): k.depth for k in print_network(made).links}
+    assert [print_rtl(turned[0]).inputs[0].blocks, depths["l", "t"], depths["t", "u"]] == [
+        2,
+        2 * size,
+        2 * size,
+    ]
+    assert depths["u", "m"] == size
+    text = print_network(made).verilog
+    assert "u_c_c (" in text
+    assert "u_c_a (" not in text

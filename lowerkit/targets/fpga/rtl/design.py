@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowerkit.targets.fpga.lang.expr import Range
+from lowerkit.targets.fpga.lang.expr import Array, Range
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl.pipeline import Channel, Pipeline, Stage
 from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, print_stage
@@ -16,6 +16,8 @@ from lowerkit.targets.fpga.rtl.verilog import bus
 #: Files of modules that designs share.
 SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_multiply", "lk_widen", "lk_narrow")
 TEMPLATES = Path(__file__).parent.parent / "templates"
+#: Of a buffer: one is filled while the other one is read.
+BLOCKS = 2
 #: Of XLS's delay model.
 PERIOD_PS = 1500
 #: Rules of verilator's lint that are off, and why.
@@ -32,12 +34,14 @@ class Stream:
 
     Attributes:
         beats: for one sample.
+        blocks: of an input that is read only when a whole sample is there: the samples that the module has memory for.
     """
 
     name: str
     range: Range
     lanes: int
     beats: int
+    blocks: int = 0
 
     @property
     def bits(self) -> int:
@@ -159,12 +163,11 @@ class _Top:
         source = Source(kernel.name, "\n".join(parts), dslx, iterations)
         return Rtl(kernel.name, (source,), inputs, outputs)
 
-    def stream(self, array: object) -> Stream:
-        channel = next(c for c in self.pipeline.channels if c.key is array)
-        size = 1
-        for n in array.shape:  # type: ignore[attr-defined]
-            size *= n
-        return Stream(array.name, channel.range, channel.lanes, size // channel.lanes)  # type: ignore[attr-defined]
+    def stream(self, array: Array) -> Stream:
+        channels = [c for c in self.pipeline.channels if c.key is array]
+        size, first = math.prod(array.shape), channels[0]
+        whole = first.writer is None and all(c.buffer and c.buffer.size == size for c in channels)
+        return Stream(array.name, first.range, first.lanes, size // first.lanes, BLOCKS if whole else 0)
 
     def places(self, channel: Channel, latency: int) -> int:
         """Bits of a queue's address.

@@ -92,10 +92,11 @@ def simulate_network(
 
 @dataclass(frozen=True)
 class _End:
-    """A stream's end: the wires' name and its lanes."""
+    """A stream's end: the wires' name, its lanes, and the samples that the reader has memory for."""
 
     wires: str
     lanes: int
+    blocks: int = 0
 
 
 class _Wires:
@@ -142,7 +143,7 @@ class _Wires:
         for names, streams, found in ((p.reads, rtl.inputs, ends), (p.writes, rtl.outputs, starts)):
             for channel, stream in zip(names, streams, strict=True):
                 wires = f"{p.name}_{stream.name}"
-                found[channel] = _End(wires, stream.lanes)
+                found[channel] = _End(wires, stream.lanes, stream.blocks)
                 self.declare(wires, stream.bits)
                 ports += [f".{stream.name}_{part}({wires}_{part})" for part in ("data", "valid", "ready")]
         self.lines.append(f"  {rtl.name} u_{p.name} (\n    " + ",\n    ".join(ports) + "\n  );")
@@ -153,10 +154,12 @@ class _Wires:
     def channel(self, c: Channel, start: _End, end: _End) -> None:
         """From the writer's wires to the reader's: a queue where paths meet again, and as many lanes as asked for."""
         bits, at = c.range.bits, start
-        codes, depth = c.depth if c.kind == "fifo" else (c.depth - 1) * c.size, 0
+        # One of a buffer's blocks is what the reader reads; readers that need whole samples have the first ones.
+        codes = c.depth if c.kind == "fifo" else (c.depth - (end.blocks or 1)) * c.size
+        depth = end.blocks * c.size
         if codes > COUPLING:
             places = max((-(-codes // at.lanes) - 1).bit_length(), 1)
-            depth = at.lanes << places
+            depth += at.lanes << places
             queued = _End(f"{c.name}_queued", at.lanes)
             self.declare(queued.wires, bits * at.lanes)
             self.lines.append(
