@@ -285,6 +285,8 @@ def test_missing_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs(KERNELS[0], 1)
     with pytest.raises(PlanError, match=r"no simulator 'questa'. Choose of verilator, icarus"):
         simulate_rtl(KERNELS[0], x, rtl=rtl, simulator="questa")
+    with pytest.raises(PlanError, match=r"stalls must be likely from 0 \(none\) to below 1, not 1"):
+        simulate_rtl(KERNELS[0], x, rtl=rtl, stalls=1.0, simulator="icarus")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ToolError, match=r"verilator is not installed.*apt-get install verilator"):
         simulate_rtl(KERNELS[0], x, rtl=rtl)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lowerkit.errors import PlanError, ToolError, UnsupportedError
+from lowerkit.targets.base import Progress
 from lowerkit.targets.fpga import design as oracle
 from lowerkit.targets.fpga.dataflow import network
 from lowerkit.targets.fpga.design import Design
@@ -38,7 +39,6 @@ DIVISORS = (1, 2, 4)
 
 #: A design for some of the target's options, and by node the reuse factors that it has.
 Build = Callable[[Mapping[str, Any]], tuple[Design, Mapping[str, int]]]
-Progress = Callable[[str, int, int], None]
 
 
 def emit(
@@ -75,11 +75,12 @@ def emit(
         progress=_counted(progress, layers),
     )
     write_rtl_project(design, rtl, directory / PROJECT)
-    progress("building the simulation", 0, 1)
-    simulate.build(directory / PROJECT)
-    measured: dict[str, Any] = {"simulation": _simulate(design, directory / PROJECT, progress)}
+    measured: dict[str, Any] = {}
     if settled["place"]:
         measured |= _place(design, rtl, settled, directory, progress)
+    progress("building the simulation", 0, 1)
+    simulate.build(directory / PROJECT)
+    measured["simulation"] = _simulate(design, directory / PROJECT, progress)
     measured["search"] = [asdict(p) for p in points]
     (directory / MEASURED).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     return design, settled

@@ -9,13 +9,14 @@ design, hence a margin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lowerkit.errors import LowerkitError
+from lowerkit.targets.base import Progress
 from lowerkit.targets.fpga.design import Layer
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl import area
@@ -77,7 +78,7 @@ def search(
     *,
     device: str,
     clock: float,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[Point]:
     """Every point that was measured, layer after layer, one of each layer chosen.
 

@@ -83,7 +83,7 @@ def simulate_rtl(
             undefined bits. Verilator where there is one if None.
 
     Raises:
-        PlanError: for another simulator.
+        PlanError: for another simulator, or stalls that never end.
         ToolError: where a tool is missing, the design halts, or an output is undefined.
     """
     found, cycles = simulate(rtl or print_rtl(kernel), inputs, seed=seed, stalls=stalls, simulator=simulator)
@@ -121,7 +121,10 @@ def _installed() -> str:
 
 
 def _chance(stalls: bool | float) -> float:
-    return STALLS if stalls is True else float(stalls)
+    chance = STALLS if stalls is True else float(stalls)
+    if not 0 <= chance < 1:
+        raise PlanError(f"stalls must be likely from 0 (none) to below 1, not {stalls}")
+    return chance
 
 
 def _description(design: Rtl) -> dict[str, Any]:
