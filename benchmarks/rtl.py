@@ -15,8 +15,9 @@
 - **Error** is the largest difference to the exact function in float64, saturated to the output's format, over the
   simulated codes. Those of shift with logits in octaves and of power are to the functions that these are.
 - **Smaller** and **faster** say how many times fewer LUT and how many times more elements a second a softmax has than
-  the exact one, `online`, whose sum is rescaled by a product where the maximum grows; a stage alone is compared with the
-  stage of `online` that sums. hls4ml's stable softmax is `benchmarks.hls4ml_stable`: its tables and types, bit for bit.
+  the exact one, `online`, whose sum is rescaled by a product where the maximum grows; a stage alone is compared with
+  the stage of `online` that sums. hls4ml's stable softmax is `benchmarks.hls4ml_stable`: its tables and types, bit for
+  bit.
 """
 
 from __future__ import annotations

@@ -1,11 +1,17 @@
-"""The online softmax kernel against softmax in real numbers, and its lowering."""
+"""The online softmax kernel against softmax in real numbers, and a model that is compiled with it."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 from codes import codes
+from helpers import parse
 
+import lowerkit
 from lowerkit.numerics.rows import softmax_rows
 from lowerkit.targets.fpga.formats import Fixed
 from lowerkit.targets.fpga.kernels.softmax.online import bound, online
@@ -58,3 +64,24 @@ def test_the_bound_is_of_use() -> None:
     given, wanted = Fixed.parse("ap_fixed<16,6>"), Fixed.parse("ap_ufixed<16,0>")
     found = [bound(n, given, wanted) for n in (1, 64, 1024)]
     assert found[0] < found[1] < 2.0**-8 < found[2] < 0.1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_model_is_compiled_with_it(tmp_path: Path) -> None:
+    """The C++ of the artifact gives softmax within the kernel's bound of the formats that the plan chose."""
+    ir.save(parse("(float[4,12] x) => (float[4,12] y) { y = Softmax <axis = -1> (x) }"), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(0, 2, (20, 4, 12)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    artifact = lowerkit.compile(
+        tmp_path / "m.onnx",
+        tmp_path / "out",
+        "fpga",
+        calibration=tmp_path / "x.npz",
+        methods={"softmax": "online"},
+    )
+    found = artifact.run({"x": x})["y"]
+    formats = lowerkit.Plan.read(artifact.directory / "plan.toml").options["formats"]
+    source, target = (Fixed.parse(formats[value]) for value in "xy")
+    held = source.dequantise(source.quantise(x.astype(np.float64)))
+    assert (tmp_path / "out" / "hls").is_dir()
+    assert np.abs(found - softmax_rows(held)).max() <= bound(12, source, target)

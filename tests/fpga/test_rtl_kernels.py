@@ -177,6 +177,20 @@ def test_parts_from_one_input() -> None:
         np.testing.assert_array_equal(found["y"], run(kernel, {"x": codes})["y"])
 
 
+@simulated
+def test_a_number_is_compared() -> None:
+    """On either side of a comparison, and with an operand that is no plain name."""
+    k = Builder("compared", "whether x / 8 is above 0, and at most 7")
+    x, y = k.input("x", (16,), Range(-99, 99)), k.output("y", (16,), Range(0, 3))
+    with k.loop("i", 16, pipeline=True) as i:
+        eighth = x[i] >> 3
+        k.store(y, i, (eighth > 0) + (eighth <= 7) * 2)
+    kernel = k.finish()
+    codes = np.random.default_rng(0).integers(-99, 100, (4, 16))
+    found, _ = simulate_rtl(kernel, {"x": codes}, seed=0)
+    np.testing.assert_array_equal(found["y"], run(kernel, {"x": codes})["y"])
+
+
 @given(st.integers(-(2**40), 2**40))
 def test_digits_are_few(number: int) -> None:
     found = digits(number)

@@ -49,7 +49,7 @@ class Online(SoftmaxMethod):
     cost: ClassVar[Mapping[str, str]] = {
         "cpu": "2 passes over memory instead of 3; 2 exponentials per element, 1 when vectorised by blocks",
         "gpu": "2 passes instead of 3; merges across threads by the same recurrence",
-        "fpga": "II 1 per element at the price of a second exponential; no row buffer before the normaliser",
+        "fpga": "II 1 per element; maximum and sum in one pass, whose clock the product around the sum limits",
         "he": "not applicable: needs a maximum",
     }
     functions: ClassVar[Mapping[str, OnnxFunction]] = {"Softmax": OnlineSoftmax}

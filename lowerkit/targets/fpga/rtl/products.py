@@ -1,7 +1,7 @@
 """Products, as hardware has them: shifts and sums for simple constants, else multipliers no wider than a DSP block.
 
-Sources: non-adjacent forms of constants: Muller et al., Handbook of Floating-Point Arithmetic (2nd ed. 2018), section 4;
-wide products of DSP blocks' limbs: de Dinechin and Pasca, Large multipliers with fewer DSP blocks (FPL 2009).
+Sources: non-adjacent forms of constants: Reitwiesner, Binary arithmetic (1960); wide products of DSP blocks' limbs:
+de Dinechin and Pasca, Large multipliers with fewer DSP blocks (FPL 2009).
 
 A multiplier has registers at both sides (see `schedule`), so that what adds limbs up is cut from it.
 """

@@ -1,8 +1,8 @@
 """Cuts a stage's iteration into steps: logic, then what takes a clock edge of its own.
 
-Memories are read at an edge, multipliers have a register behind, and registers go from iteration to iteration. The way from such a register to
-its next value is computed within a cycle, so that an iteration can start each cycle; all else is logic before or after,
-which may take as many cycles as it likes.
+Memories are read at an edge, multipliers have a register behind, and registers go from iteration to iteration. The way
+from such a register to its next value is computed within a cycle, so that an iteration can start each cycle; all else
+is logic before or after, which may take as many cycles as it likes.
 """
 
 from __future__ import annotations
