@@ -109,11 +109,11 @@ def implement(
     flow = _Flow(rtl, device, top or rtl.name, target_mhz, progress, label)
     if not seeds:
         raise PlanError("no seeds to place with", hint="give one or more")
+    asked, found = flow.asked(), []
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-        found = []
         for seed in seeds:
             made = partial(flow.placed, seed, Path(scratch))
-            found.append(_loaded(kept(["implement", SCHEMA, *flow.asked(), seed], made, cache)))
+            found.append(_loaded(kept(["implement", SCHEMA, *asked, seed], made, cache)))
     slowest = min(found, key=lambda one: one.fmax)
     return replace(slowest, by_seed={seed: mhz for one in found for seed, mhz in one.by_seed.items()})
 
