@@ -141,8 +141,8 @@ ENTRIES = {
         lambda: linear("linear", (64,), WEIGHTS, BYTE, Fixed(8, 1), WIDE, reuse=16)[0],
     ),
     "linear_once": Entry(
-        "Linear 8 to 8, a vector a cycle",
-        lambda: linear("linear_once", (64,), WEIGHTS[:8, :8], BYTE, Fixed(8, 1), WIDE)[0],
+        "Linear 8 to 4, a vector a cycle",
+        lambda: linear("linear_once", (64,), WEIGHTS[:8, :4], BYTE, Fixed(8, 1), WIDE)[0],
     ),
     "tile": Entry(
         "matmul 16 x 16 x 16, a column a cycle",

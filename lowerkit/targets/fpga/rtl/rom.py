@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowerkit.targets.fpga.rtl.verilog import bus, number
+from lowerkit.targets.fpga.rtl.verilog import bus, number, read
 
 #: Words of a block, and the bits that they have.
 FORMS = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
@@ -74,22 +74,27 @@ def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[st
     """Verilog of a register, two cycles behind the address of `address_bits`: the memory's own, and one more."""
     words = [int(n) & ((1 << bits) - 1) for n in numbers]
     wide, cut = address_bits(len(words)), slices(words, bits)
-    lines = [f"  wire {bus(wide)}{name}_address = {address};"]
     if len(cut) == 1:
-        return [*lines, *_read(name, words, bits, f"{name}_address", wide)]
-    parts = []
+        return [*_memory(f"{name}_rom", words, bits), *read(name, f"{name}_rom", bits, address)]
+    lines, parts = [f"  wire {bus(wide)}{name}_address = {address};"], []
     for s in cut:
         part, own = f"{name}_{s.low}", max((s.depth - 1).bit_length(), 1)
         held = [(w >> s.low) & ((1 << s.width) - 1) for w in words[: s.depth]]
         at = f"{name}_address{'' if own == wide else f'[{own - 1}:0]'}"
         beyond = "" if own == wide else f"|{name}_address[{wide - 1}:{own}]"
-        lines += _read(part, held, s.width, at, own, beyond)
+        lines += _chosen(part, held, s.width, at, own, beyond)
         parts.append(part)
     return [*lines, f"  wire {bus(bits)}{name} = {{{', '.join(reversed(parts))}}};"]
 
 
-def _read(name: str, words: Sequence[int], bits: int, address: str, wide: int, beyond: str = "") -> list[str]:
-    """A memory as choices by its address, which synthesis reads much faster than a memory's contents, and a register.
+def _memory(name: str, words: Sequence[int], bits: int) -> list[str]:
+    texts = [f"{name}[{j}] = {number(word, bits)};" for j, word in enumerate(words)]
+    rows = ["      " + " ".join(texts[i : i + 4]) for i in range(0, len(texts), 4)]
+    return [f"  reg {bus(bits)}{name} [0:{len(words) - 1}];", "  initial begin", *rows, "  end"]
+
+
+def _chosen(name: str, words: Sequence[int], bits: int, address: str, wide: int, beyond: str) -> list[str]:
+    """A large memory as choices by its address, which yosys reads ten times faster than contents, and a register.
 
     Where the address is `beyond` the memory, the register gets 0.
     """
