@@ -7,7 +7,7 @@ computes in float64 what an encrypted run would in exact arithmetic.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,6 +122,14 @@ class Packed:
         y = values[op.args[1]]
         return x + y if op.kind == "add" else x - y if op.kind == "sub" else x * y
 
+    def needed(self) -> list[int]:
+        """The values that the outputs depend on, in order."""
+        found = set(self.outputs)
+        for i in reversed(range(len(self.ops))):
+            if i in found:
+                found.update(self.ops[i].args)
+        return sorted(found)
+
     def depths(self) -> list[int]:
         """Multiplicative depth of every value: products on the longest path to it."""
         found: list[int] = []
@@ -156,10 +164,9 @@ def _line(op: Op) -> str:
     return f"{op.kind} {' '.join(operands)}".rstrip() + (f"  # {op.layer}" if op.layer else "")
 
 
-def magnitudes(program: Packed, samples: Iterable[Mapping[int, np.ndarray] | Sequence[np.ndarray]]) -> list[float]:
+def magnitudes(program: Packed, samples: Iterable[Sequence[np.ndarray]]) -> list[float]:
     """The largest absolute number in any slot of every value, over samples of the inputs' vectors."""
     found = np.zeros(len(program.ops))
     for sample in samples:
-        given = list(sample.values()) if isinstance(sample, Mapping) else sample
-        found = np.maximum(found, [float(np.abs(v).max()) for v in program.run(given)])
+        found = np.maximum(found, [float(np.abs(v).max()) for v in program.run(sample)])
     return found.tolist()

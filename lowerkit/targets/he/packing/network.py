@@ -36,12 +36,14 @@ class Network:
         gathers: for each input vector, in order of the program's inputs: graph input, and slot -> element.
         layouts: layout of every packed tensor, by value name.
         values: packed value of every tensor, by value name.
+        outputs: names of the graph's outputs, in the order of the program's.
     """
 
     program: Packed
     gathers: list[tuple[str, np.ndarray]] = field(default_factory=list)
     layouts: dict[str, Layout] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
 
 #: Emits one way of computing a step.
@@ -89,12 +91,28 @@ def pack(program: Program, slots: int, packing: str = "auto") -> Network:
                 hint="compile for a smaller --shape, or a larger ring with the option ring",
             )
         states = _best(grown)
-    network = Network(Packed(slots))
+    network = Network(Packed(slots), outputs=program.outputs)
     for step, way in states[0].ways:
         network.program.layer = step.node
         network.values[step.name], network.layouts[step.name] = way.emit(network)
     network.program.outputs = [network.values[name] for name in program.outputs]
-    return network
+    return _live(network)
+
+
+def _live(network: Network) -> Network:
+    """Without what no output needs."""
+    program = network.program
+    kept = program.needed()
+    number = {old: new for new, old in enumerate(kept)}
+    inputs = [i for i, op in enumerate(program.ops) if op.kind == "input"]
+    ops = [replace(program.ops[i], args=tuple(number[a] for a in program.ops[i].args)) for i in kept]
+    return Network(
+        Packed(program.slots, ops, program.plains, [number[i] for i in program.outputs]),
+        [gather for gather, i in zip(network.gathers, inputs, strict=True) if i in number],
+        network.layouts,
+        {name: number[i] for name, i in network.values.items() if i in number},
+        network.outputs,
+    )
 
 
 def _best(states: Sequence[_State]) -> list[_State]:

@@ -1,0 +1,134 @@
+"""The side of whoever owns the model: evaluates the circuit on ciphertexts, with public keys alone.
+
+    python -m server evaluate EVALUATION.KEYS QUERY ANSWER [--quiet]
+
+Run it in the folder above `server`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .execute import Circuit, Progress
+from .files import ANSWER, EVALUATION, QUERY, Parcel, RunError, read, unpack, write
+from .scheme import Parameters, Scheme, checked_level, dumped
+
+DESCRIPTION, CIRCUIT = "server.json", "circuit.npz"
+
+
+class SealEngine:
+    """`execute.Engine` by SEAL."""
+
+    def __init__(self, scheme: Scheme, relinearisation: Any, rotation: Any) -> None:
+        self.scheme, self._relinearisation, self._rotation = scheme, relinearisation, rotation
+        self._evaluator: Any = scheme.seal.Evaluator(scheme.context)
+        self.encode = scheme.encode
+        self.add, self.sub, self.negate = self._evaluator.add, self._evaluator.sub, self._evaluator.negate
+        self.add_plain, self.mod_switch = self._evaluator.add_plain, self._evaluator.mod_switch_to_next
+
+    def mul(self, x: Any, y: Any, scale: float) -> Any:
+        return _at(self._evaluator.square(x) if x is y else self._evaluator.multiply(x, y), scale)
+
+    def mul_plain(self, x: Any, plain: Any, scale: float) -> Any:
+        return _at(self._evaluator.multiply_plain(x, plain), scale)
+
+    def rotate(self, x: Any, step: int) -> Any:
+        return self._evaluator.rotate_vector(x, step, self._rotation)
+
+    def relinearise(self, x: Any) -> Any:
+        return self._evaluator.relinearize(x, self._relinearisation)
+
+    def rescale(self, x: Any, scale: float) -> Any:
+        return _at(self._evaluator.rescale_to_next(x), scale)
+
+
+def _at(ciphertext: Any, scale: float) -> Any:
+    """The ciphertext with the planned scale, from which its own differs by rounding alone."""
+    assert abs(ciphertext.scale() / scale - 1) < 1e-9
+    ciphertext.scale(scale)
+    return ciphertext
+
+
+class Server:
+    """Evaluates one circuit for one key; `directory` is an artifact's `server`."""
+
+    def __init__(self, directory: Path, keys: bytes, source: str = "the evaluation keys") -> None:
+        self.description: dict[str, Any] = json.loads(read(directory / DESCRIPTION))
+        self.circuit: str = self.description["circuit"]
+        parcel = unpack(keys, EVALUATION, self.circuit, source=source)
+        self.key = parcel.key
+        self.scheme = Scheme(Parameters.read(self.description["parameters"]))
+        context = self.scheme.context
+        relinearisation = self.scheme.loaded(context.from_relin_str, parcel.parts[0], source)
+        rotation = self.scheme.loaded(context.from_galois_str, parcel.parts[1], source)
+        with np.load(directory / CIRCUIT, allow_pickle=False) as stored:
+            self.program = Circuit(
+                stored["ops"],
+                stored["scales"],
+                stored["plains"],
+                stored["outputs"].tolist(),
+                SealEngine(self.scheme, relinearisation, rotation),
+            )
+
+    def evaluate(self, query: bytes, source: str = "the query", progress: Progress | None = None) -> bytes:
+        """An answer's bytes for a query's. Raises RunError for a query of another circuit or key."""
+        parcel = unpack(query, QUERY, self.circuit, self.key, source)
+        inputs = self.description["inputs"]
+        if len(parcel.parts) != len(inputs):
+            raise RunError(f"{source} holds {len(parcel.parts)} ciphertexts, and {len(inputs)} are wanted")
+        ciphertexts = []
+        for port, part in zip(inputs, parcel.parts, strict=True):
+            ciphertext = self.scheme.loaded(self.scheme.context.from_cipher_str, part, source)
+            checked_level(self.scheme, ciphertext, port["level"], port["scale"], source)
+            ciphertexts.append(ciphertext)
+        found = self.program.run(ciphertexts, progress)
+        return Parcel(ANSWER, self.circuit, self.key, tuple(dumped(c) for c in found)).pack()
+
+
+def bar(stream: Any, width: int = 40) -> Progress:
+    """A progress bar on a terminal."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        full = width * done // total
+        if full != shown:
+            shown = full
+            stream.write(f"\r[{'#' * full}{'.' * (width - full)}] {done}/{total}" + ("\n" if done == total else ""))
+            stream.flush()
+
+    return show
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Exit code 2 on a refusal."""
+    parser = argparse.ArgumentParser(prog="server", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("evaluate")
+    for operand in ("keys", "query", "answer"):
+        command.add_argument(operand, type=Path)
+    command.add_argument("--quiet", action="store_true")
+    given = parser.parse_args(arguments)
+    try:
+        server = Server(Path(__file__).resolve().parent, read(given.keys), str(given.keys))
+        shown = not given.quiet and sys.stderr.isatty()
+        start = time.perf_counter()
+        answer = server.evaluate(read(given.query), str(given.query), bar(sys.stderr) if shown else None)
+        if not given.quiet:
+            print(f"server: evaluated in {time.perf_counter() - start:.3f} s", file=sys.stderr)
+        write(given.answer, answer)
+    except RunError as error:
+        print(f"server: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

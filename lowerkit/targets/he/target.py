@@ -1,0 +1,163 @@
+"""The he target: see the package's docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.errors import ArtifactError, DataError, PlanError, ToolError
+from lowerkit.targets.base import CostTable, Runner, Target
+from lowerkit.targets.he import artifact, parameters, reading, report, simulator
+from lowerkit.targets.he.packing.network import PACKINGS
+from lowerkit.targets.he.parameters import Planned, Range
+from lowerkit.targets.he.runtime.files import RunError
+
+#: Non-polynomial operators with methods that make them polynomial.
+POLYNOMIALS: Mapping[str, str] = {
+    "gelu": "interval-poly",
+}
+
+
+class HeTarget(Target):
+    """Writes a client and a server that compute on CKKS ciphertexts. Options: see `docs/he.md`."""
+
+    name = "he"
+    summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
+    defaults: ClassVar[Mapping[str, str]] = POLYNOMIALS
+    expands = frozenset({"Attention"})
+    #: The lowered graph is in float32; what noise costs is for the option precision and the report.
+    tolerance = 1e-2
+    options: ClassVar[Mapping[str, Any]] = {
+        "ring": 0,
+        "scale": 0,
+        "head": 0,
+        "packing": "auto",
+        "precision": 1e-4,
+        "margin": 1.5,
+        "ranges": {},
+        "insecure_for_testing": False,
+    }
+
+    def blocker(self, node: ir.Node) -> str | None:
+        """Operators that are no polynomial."""
+        return reading.reason(node)
+
+    def complete(
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
+    ) -> dict[str, Any]:
+        """The options with the inputs' ranges, the ring and the scale."""
+        merged = _checked(options)
+        seen = {name: _widened([s[name] for s in samples], merged["margin"]) for name in samples[0]}
+        merged["ranges"] = {**seen, **merged["ranges"]}
+        return parameters.plan(reading.read(model), samples, merged["ranges"], merged)
+
+    def planned(self, model: ir.Model, options: Mapping[str, Any]) -> Planned:
+        """The packed and the levelled program of a lowered graph, for complete options."""
+        return parameters.build(reading.read(model), _checked(options))
+
+    def emit(self, model: ir.Model, options: Mapping[str, Any], directory: Path) -> None:
+        """Write `client/` and `server/`."""
+        merged = _checked(options)
+        artifact.write(
+            model,
+            self.planned(model, merged),
+            merged["ranges"],
+            directory,
+            insecure=merged["insecure_for_testing"],
+        )
+
+    def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
+        """Client and server with fresh keys: every run encrypts, evaluates and decrypts."""
+        return _Both(directory)
+
+    def cost(self, directory: Path) -> CostTable:
+        """Operations by layer."""
+        from lowerkit.artifact import Artifact
+
+        loaded = Artifact.load(directory)
+        return report.table(self.planned(loaded.model(), loaded.plan.options).levelled)
+
+    def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
+        """The simulator, with noise as of encryption, which sees intermediate values too."""
+        planned = self.planned(model, options)
+        network, lowered = planned.network, planned.levelled
+        shapes = {v.name: tuple(v.shape.numpy()) for v in _values(model) if v.shape is not None}
+        names = dict.fromkeys([*network.outputs, *(tap for tap in taps if tap in network.values)])
+
+        def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = simulator.simulate(lowered, parameters.vectors_of(network, inputs))
+            values = {name: found[lowered.origin[network.values[name]]] for name in names}
+            places = {name: network.layouts[name].places for name in names}
+            return {n: x[places[n]].reshape(shapes[n]).astype(np.float32) for n, x in values.items()}
+
+        return run
+
+
+class _Both:
+    """Both sides of an artifact, through what their commands call."""
+
+    def __init__(self, directory: Path) -> None:
+        from lowerkit.targets.he.runtime.client import Client
+        from lowerkit.targets.he.runtime.server import Server
+
+        try:
+            self.client = Client(directory / "client")
+            _, public = self.client.generate()
+            self.server = Server(directory / "server", public)
+        except RunError as error:
+            if "pip install" in str(error):
+                raise ToolError(str(error)) from None
+            raise ArtifactError(str(error)) from None
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            query = self.client.encrypt(inputs)
+        except RunError as error:
+            raise DataError(str(error), hint="compile with calibration data like it, or more margin") from None
+        try:
+            return self.client.decrypt(self.server.evaluate(query))
+        except RunError as error:
+            raise ArtifactError(str(error)) from None
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [value for node in model.graph for value in node.outputs]
+
+
+def _widened(arrays: Sequence[np.ndarray], margin: float) -> Range:
+    """The arrays' range, `margin` times as wide about its middle."""
+    low, high = min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)
+    half = max(margin * (high - low) / 2, 1e-6)
+    return ((low + high) / 2 - half, (low + high) / 2 + half)
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options. Raises PlanError for one that cannot be."""
+    if unknown := sorted(set(options) - set(HeTarget.options)):
+        hint = f"its options: {', '.join(HeTarget.options)}"
+        raise PlanError(f"the he target has no option '{unknown[0]}'", hint=hint)
+    merged = {**HeTarget.options, **options}
+    if merged["ring"] not in (0, *parameters.DEGREES):
+        degrees = ", ".join(map(str, parameters.DEGREES))
+        raise PlanError(f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}")
+    for key, most in (("scale", parameters.LONGEST - 1), ("head", parameters.LONGEST - 1)):
+        if isinstance(merged[key], bool) or not isinstance(merged[key], int) or not 0 <= merged[key] <= most:
+            raise PlanError(f"option {key} must be a number of bits up to {most}, or 0, not {merged[key]!r}")
+    for key, least, most in (("precision", 0.0, 1e6), ("margin", 1.0, 100.0)):
+        value = merged[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise PlanError(f"option {key} must be a number from {least:g} to {most:g}, not {value!r}")
+    if merged["packing"] not in PACKINGS:
+        raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {merged['packing']!r}")
+    if not isinstance(merged["insecure_for_testing"], bool):
+        raise PlanError("option insecure_for_testing must be true or false")
+    return merged
