@@ -29,10 +29,12 @@ DEGREES = (4096, 8192, 16384, 32768)
 LONGEST, MOST_SCALE, LEAST_SCALE = 60, 45, 24
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
+#: Bits that the prime of key switching has beyond the first, where they are to be had: its noise is less by as much.
+SPECIAL = 4
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
 #: Simulated noise is normal; this many times the largest that was seen on a few samples is not met in practice.
-SAFETY = 3.0
+SAFETY = 4.0
 
 Range = tuple[float, float]
 
@@ -117,7 +119,8 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
     available = security.MOST_BITS[degree] - 1
     if options["insecure_for_testing"]:
         available = LONGEST * (depth + 2)
-    bits = options["scale"] or min((available - 2 * head) // (depth + 2), MOST_SCALE, LONGEST - 1 - head)
+    fitting = (available - 2 * head - SPECIAL) // (depth + 2)
+    bits = options["scale"] or min(fitting, MOST_SCALE, LONGEST - 1 - head)
     if bits < LEAST_SCALE:
         raise UnsupportedError(
             f"target 'he': {depth} levels leave scales of {bits} bits within the {available} bits that are secure in "
@@ -177,7 +180,7 @@ def chain_of(packed: Packed, degree: int, bits: int, head: int) -> Chain:
         scales.insert(0, exact if depth - level + 1 in squared else 2.0**bits)
     # Just below the power of two, so that the bits of all primes add up.
     first = nearest(2.0 ** (bits + head) * 0.99, degree, primes)
-    special = nearest(2.0 ** (bits + head) * 0.99, degree, [*primes, first])
+    special = nearest(2.0 ** min(bits + head + SPECIAL, LONGEST) * 0.99, degree, [*primes, first])
     return Chain(degree, (first, *primes), special, tuple(scales))
 
 

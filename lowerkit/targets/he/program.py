@@ -7,7 +7,7 @@ matrix is sparse and in float64. Between affine steps stand products and polynom
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -155,6 +155,7 @@ def fused(program: Program) -> Program:
     reader, so that nothing is computed twice.
     """
     steps: dict[str, Step] = {}
+    program = _on_unit(program)
     readers = {step.name: sum(step.name in s.reads for s in program.steps) for step in program.steps}
     for step in program.steps:
         if isinstance(step, Affine):
@@ -166,6 +167,21 @@ def fused(program: Program) -> Program:
             needed.update(step.reads)
     kept = tuple(s for s in steps.values() if s.name in needed or isinstance(s, Input))
     return Program(kept, program.outputs)
+
+
+def _on_unit(program: Program) -> Program:
+    """Every polynomial on [-1, 1], after an affine step that maps its interval there."""
+    steps: list[Step] = []
+    for step in program.steps:
+        if isinstance(step, Polynomial) and (step.low, step.high) != (-1.0, 1.0):
+            size, factor = int(np.prod(step.shape)), 2 / (step.high - step.low)
+            scaling = sparse.csr_array(sparse.dia_array((np.full((1, size), factor), [0]), shape=(size, size)))
+            shift = np.full(size, -factor * (step.low + step.high) / 2)
+            mapped = Affine(f"{step.name}.unit", step.shape, step.node, {step.value: scaling}, shift)
+            steps.append(mapped)
+            step = replace(step, value=mapped.name, low=-1.0, high=1.0)
+        steps.append(step)
+    return Program(tuple(steps), program.outputs)
 
 
 def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int]) -> Affine:

@@ -102,15 +102,32 @@ def _steps(model: ir.Model, node: ir.Node) -> list[Step]:
     if node.op_type in PRODUCTS and len(variable) == 2:
         return [Product(_name(out), _shape(out), label, _name(variable[0]), _name(variable[1]))]
     if node.op_type == "Pow":
-        power = int(_scalar(node.inputs[1]) or 1)
-        monomial = tuple(np.polynomial.chebyshev.poly2cheb([0.0] * power + [1.0]))
-        return [Polynomial(_name(out), _shape(out), label, _name(variable[0]), monomial, -1.0, 1.0)]
+        return _power(_name(out), _shape(out), label, _name(variable[0]), int(_scalar(node.inputs[1]) or 1))
     if node.domain == DOMAIN:
         return [_polynomial(node)]
     return [
         Affine(_name(value), _shape(value), label, *_affine(model, node, index, variable))
         for index, value in enumerate(node.outputs)
     ]
+
+
+def _power(name: str, shape: tuple[int, ...], label: str, value: str, exponent: int) -> list[Step]:
+    """x^n = x^half x^(n - half), half the largest power of two below n."""
+    if exponent == 1:
+        size = int(np.prod(shape))
+        return [Affine(name, shape, label, {value: sparse.csr_array(sparse.eye_array(size))}, np.zeros(size))]
+    names, steps = {1: value, exponent: name}, dict[int, Step]()
+
+    def emit(n: int) -> str:
+        if n > 1 and n not in steps:
+            half = 1 << (n - 1).bit_length() - 1
+            left, right = emit(half), emit(n - half)
+            names.setdefault(n, f"{name}.{n}")
+            steps[n] = Product(names[n], shape, label, left, right)
+        return names[n]
+
+    emit(exponent)
+    return list(steps.values())
 
 
 def _polynomial(node: ir.Node) -> Polynomial:

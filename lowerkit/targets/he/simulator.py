@@ -92,8 +92,8 @@ class SimulatorEngine:
         return Vector(x.numbers * y.numbers, x.level, scale)
 
     def _switched(self, x: Vector) -> Vector:
-        """Key switching: digits, uniform below each prime, times errors, divided by the special prime."""
-        digits = sum(float(q) ** 2 for q in self.chain.primes[: x.level + 1]) / 12
+        """Key switching: digits, uniform from 0 to each prime, times errors, divided by the special prime."""
+        digits = sum(float(q) ** 2 for q in self.chain.primes[: x.level + 1]) / 3
         variance = self.chain.degree * digits * ERROR**2 / self._special**2 + self._rounding
         return Vector(self._noisy(x.numbers, variance, x.scale), x.level, x.scale)
 

@@ -10,7 +10,7 @@ product (Halevi and Shoup, Algorithms in HElib, CRYPTO 2014, section 4.3). Two r
 - *Baby steps and giant steps*: k = g n + b; the vector is rotated by the b only, and sums over b are rotated by the
   g n, plaintexts being rotated back beforehand: 2 sqrt(#k) rotations instead of #k.
 
-Where the vector holds copies, outputs may go into several of them: all share the same rotations.
+Where the vector holds copies, outputs may be spread over several of them: all share the same rotations.
 """
 
 from __future__ import annotations
@@ -30,15 +30,22 @@ class Diagonals:
 
     Attributes:
         fold: F, a power of two that divides the source's period.
-        places: int64 [outputs]: wanted slot of each output; below F within its period.
-        everywhere: the outputs are wanted in every copy, at `places` below F.
+        places: int64 [outputs]: wanted slot of each output; below F within its copy of the source.
+        copies: how many copies of the source one copy of the outputs takes, a power of two. The outputs are
+            repeated all round.
         giant: n.
     """
 
     fold: int
     places: np.ndarray
-    everywhere: bool
+    copies: int
     giant: int = 1
+
+    def layout(self, source: Layout) -> Layout:
+        """Of the product."""
+        period = self.fold if self.copies == 1 else self.copies * source.period
+        clean = self.fold == source.period or (self.copies == 1 and len(self.places) == self.fold)
+        return Layout(source.slots, self.places, period, clean)
 
 
 def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> np.ndarray:
@@ -48,15 +55,14 @@ def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> np.nda
     return found
 
 
-def best_giant(steps: np.ndarray) -> int:
-    """The giant step with the fewest rotations for the set of `steps`."""
-    candidates = sorted({2**i for i in range(14)} | {int(np.ceil(np.sqrt(max(len(steps), 1))))})
-    return min(candidates, key=lambda n: rotations(steps, n))
+def giant_steps(steps: np.ndarray) -> list[int]:
+    """Giant steps that are worth a try for the set of `steps`."""
+    return sorted({2**i for i in range(14)} | {int(np.ceil(np.sqrt(max(len(steps), 1))))})
 
 
-def rotations(steps: np.ndarray, giant: int) -> int:
-    """Rotations for the set of `steps` with one giant step."""
-    return int(np.count_nonzero(np.unique(steps % giant)) + np.count_nonzero(np.unique(steps // giant)))
+def rotations(steps: np.ndarray, giant: int) -> tuple[int, int]:
+    """Baby and giant rotations for the set of `steps`."""
+    return int(np.count_nonzero(np.unique(steps % giant))), int(np.count_nonzero(np.unique(steps // giant)))
 
 
 def diagonals(
@@ -68,7 +74,7 @@ def diagonals(
     steps = offsets(matrix, source, plan)
     block = plan.places[rows] // period * period
     target = block + (source.places[matrix.indices] - steps) % period
-    copies = np.arange(source.copies if plan.everywhere else 1) * period
+    copies = np.arange(source.copies // plan.copies) * plan.copies * period
     giants = steps // plan.giant
     sums: list[int] = []
     for giant in np.unique(giants):
@@ -86,5 +92,4 @@ def diagonals(
     while span < period:
         total = program.add(total, program.rotate(total, span))
         span *= 2
-    whole = plan.fold if plan.everywhere else slots
-    return total, Layout(slots, plan.places, whole)
+    return total, plan.layout(source)

@@ -16,12 +16,13 @@ class Layout:
         places: int64 [size]: slot of each element's first copy, below `period`.
         period: copies of every element stand `period` slots apart, all round; `slots` where there is one copy.
 
-    What the other slots hold is unknown; whoever reads the vector must not let them in.
+        clean: whether all other slots hold 0. If not they hold what may not be let in, and may be larger.
     """
 
     slots: int
     places: np.ndarray
     period: int
+    clean: bool = True
 
     def __post_init__(self) -> None:
         assert self.slots % self.period == 0

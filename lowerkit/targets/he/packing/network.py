@@ -16,7 +16,7 @@ from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.targets.he import cost, polynomial
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing import arrange
-from lowerkit.targets.he.packing.diagonals import Diagonals, best_giant, diagonals, offsets, rotations
+from lowerkit.targets.he.packing.diagonals import Diagonals, diagonals, giant_steps, offsets, rotations
 from lowerkit.targets.he.packing.layout import Gather, Layout, power_of_two
 from lowerkit.targets.he.packing.presum import Presum, equal_columns, presum
 from lowerkit.targets.he.packing.tiles import group_counts, tiles
@@ -116,10 +116,10 @@ def _live(network: Network) -> Network:
 
 
 def _best(states: Sequence[_State]) -> list[_State]:
-    kept: dict[tuple[tuple[str, int, bytes], ...], _State] = {}
+    kept: dict[tuple[str, int, bool, bytes], _State] = {}
     for state in sorted(states, key=lambda s: s.seconds):
         name, layout = list(state.layouts.items())[-1]
-        kept.setdefault(((name, layout.period, layout.places.tobytes()),), state)
+        kept.setdefault((name, layout.period, layout.clean, layout.places.tobytes()), state)
     return list(kept.values())[:BEAM]
 
 
@@ -159,7 +159,13 @@ def _ways(
             yield Way("product", 0.0, left, lambda n: (n.program.mul(n.values[step.left], n.values[step.right]), left))
     elif isinstance(step, Polynomial):
         layout = layouts[step.value]
-        yield Way("polynomial", 0.0, layout, lambda n: (polynomial.emit(n.program, n.values[step.value], step), layout))
+        if layout.clean:  # beyond [-1, 1] a polynomial may be huge
+            yield Way(
+                "polynomial",
+                0.0,
+                replace(layout, clean=False),
+                lambda n: (polynomial.emit(n.program, n.values[step.value], step), replace(layout, clean=False)),
+            )
     else:
         yield from _affine(program, step, layouts, slots, below + 1, packing)
 
@@ -249,37 +255,40 @@ def _diagonal(
         extra = len(before.steps) if before is not None else 0
         for plan in _plans(step, left, layout):
             steps = np.unique(offsets(left, layout, plan))
-            plan = replace(plan, giant=best_giant(steps))
             folds = (layout.period // plan.fold).bit_length() - 1
-            giants = int(np.count_nonzero(np.unique(steps // plan.giant)))
-            babies = rotations(steps, plan.giant) - giants
-            taken = _time(layout.slots, level, rotate=babies + extra, mul_plain=len(steps), add=len(steps))
-            taken += _time(layout.slots, level - 1, rotate=giants + folds, rescale=giants + 1)
-            period = plan.fold if plan.everywhere else layout.slots
+            taken, giant = min(_stepping(layout.slots, level, steps, giant) for giant in giant_steps(steps))
+            taken += _time(layout.slots, level, rotate=extra, mul_plain=len(steps), add=len(steps) + extra)
+            taken += _time(layout.slots, level - 1, rotate=folds, add=folds)
+            plan = replace(plan, giant=giant)
             yield Way(
                 f"{len(steps)} diagonals, folded by {plan.fold}",
                 taken,
-                Layout(layout.slots, plan.places, period),
+                plan.layout(layout),
                 _with_bias(step, _diagonals_emitter(name, before, left, layout, plan)),
             )
 
 
+def _stepping(slots: int, level: int, steps: np.ndarray, giant: int) -> tuple[float, int]:
+    """Estimated seconds of the rotations by baby steps and giant steps, and the giant step."""
+    babies, giants = rotations(steps, giant)
+    taken = _time(slots, level, rotate=babies, rescale=giants + 1) + _time(slots, level - 1, rotate=giants)
+    return taken, giant
+
+
 def _plans(step: Affine, matrix: sparse.csr_array, source: Layout) -> Iterator[Diagonals]:
+    """Ways to place the outputs: in one copy of the source, over several, or at convolutions' windows."""
     size = matrix.shape[0]
-    everywhere = power_of_two(size)
-    while everywhere <= source.period:
-        yield Diagonals(everywhere, np.arange(size), everywhere=True)
-        everywhere *= 2
+    output = np.arange(size)
     fold = power_of_two(-(-size // source.copies))
-    while source.copies > 1 and fold < power_of_two(size):
-        output = np.arange(size)
-        yield Diagonals(fold, output % fold + output // fold * source.period, everywhere=False)
+    while fold <= source.period:
+        copies = power_of_two(-(-size // fold))
+        yield Diagonals(fold, output % fold + output // fold * source.period, copies)
         fold *= 2
     stride = source.period
     while stride > 1:
         places = arrange.anchored(matrix, source, stride)
         if places is not None:
-            yield Diagonals(source.period, places, everywhere=False)
+            yield Diagonals(source.period, places, power_of_two(int(places.max()) // source.period + 1))
         stride //= 2
 
 
