@@ -98,9 +98,7 @@ def _describe(
     _write_json(directory / "client" / client.DESCRIPTION, {"circuit": circuit, **description})
     public = {key: description[key] for key in ("format", "parameters", "rotations")}
     expected = [{"level": v["level"], "scale": v["scale"]} for v in vectors]
-    _write_json(
-        directory / "server" / server.DESCRIPTION, {"circuit": circuit, **public, "inputs": expected}
-    )
+    _write_json(directory / "server" / server.DESCRIPTION, {"circuit": circuit, **public, "inputs": expected})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

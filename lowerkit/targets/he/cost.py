@@ -18,7 +18,6 @@ MILLISECONDS: Mapping[str, tuple[float, float]] = {
     "mul_plain": (0.0, 0.063),
     "add": (0.0, 0.021),
     "sub": (0.0, 0.021),
-    "negate": (0.0, 0.021),
     "add_plain": (0.0, 0.015),
     "rescale": (0.0, 0.22),
     "mod_switch": (0.0, 0.02),

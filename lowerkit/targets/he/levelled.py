@@ -52,7 +52,9 @@ class Chain:
         """Scale of a plaintext factor at `level`, for a product that is rescaled to exactly `target`."""
         if level == 0:
             return self.last
-        return (self.scales[level - 1] if target is None else target) * self.primes[level] / self.scales[level]
+        return (
+            (self.scales[level - 1] if target is None else target) * self.primes[level] / self.scales[level]
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,13 @@ class _Lowering:
         self._lowered: dict[tuple[int, int], int] = {}
 
     def emit(self, kind: str, args: tuple[int, ...], level: int, scale: float, **more: Any) -> int:
-        size = 3 if kind == "mul" else 2 if kind == "relinearise" else max((self.size[a] for a in args), default=2)
+        size = (
+            3
+            if kind == "mul"
+            else 2
+            if kind == "relinearise"
+            else max((self.size[a] for a in args), default=2)
+        )
         self.out.ops.append(LevelledOp(kind, args, level, scale, layer=self.layer, **more))
         self.size.append(size)
         self.rests.append(scale == self.chain.scales[level])
@@ -217,7 +225,7 @@ def lower(packed: Packed, chain: Chain) -> Levelled:
 
 def check(program: Levelled) -> None:
     """Raises ValueError for the first operation that breaks a rule of CKKS: levels, scales, parts of ciphertexts."""
-    chain, sizes = program.chain, []
+    chain, sizes = program.chain, list[int]()
     for i, op in enumerate(program.ops):
         operands = [program.ops[a] for a in op.args]
         size = max((sizes[a] for a in op.args), default=2)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-#: Kinds of operations; those of one operand and a plaintext come first.
-KINDS = ("add_plain", "mul_plain", "rotate", "negate", "add", "sub", "mul", "input")
+#: Kinds of operations.
+KINDS = ("input", "add", "sub", "mul", "add_plain", "mul_plain", "rotate")
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ class Packed:
         x = values[op.args[0]]
         if op.kind == "rotate":
             return np.roll(x, -op.step)
-        if op.kind in ("add_plain", "mul_plain"):
-            return x + self.plains[op.plain] if op.kind == "add_plain" else x * self.plains[op.plain]
-        y = values[op.args[1]]
-        return x + y if op.kind == "add" else x - y if op.kind == "sub" else x * y
+        y = self.plains[op.plain] if op.plain >= 0 else values[op.args[1]]
+        apply = {"mul": np.multiply, "add": np.add, "sub": np.subtract}[op.kind.removesuffix("_plain")]
+        found: np.ndarray = apply(x, y)
+        return found
 
     def needed(self) -> list[int]:
         """The values that the outputs depend on, in order."""

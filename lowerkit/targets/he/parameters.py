@@ -160,8 +160,6 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
             made = operands[0] * (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         elif op.kind == "rotate":
             made = np.roll(operands[0], -op.step)
-        elif op.kind == "negate":
-            made = operands[0]
         else:
             made = operands[0] + (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         found.append(made)

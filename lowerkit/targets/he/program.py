@@ -74,7 +74,8 @@ class Product:
 
     def evaluate(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Input."""
-        return values[self.left] * values[self.right]
+        found: np.ndarray = values[self.left] * values[self.right]
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class Program:
 def _line(step: Step) -> str:
     shape = "x".join(map(str, step.shape))
     if isinstance(step, Affine):
-        terms = " + ".join(f"M[{m.shape[0]}x{m.shape[1]}, {m.nnz} non-zero] {x}" for x, m in step.terms.items())
+        terms = " + ".join(
+            f"M[{m.shape[0]}x{m.shape[1]}, {m.nnz} non-zero] {x}" for x, m in step.terms.items()
+        )
         what = f"{terms} + bias"
     elif isinstance(step, Product):
         what = f"{step.left} * {step.right}"
@@ -175,7 +178,9 @@ def _on_unit(program: Program) -> Program:
     for step in program.steps:
         if isinstance(step, Polynomial) and (step.low, step.high) != (-1.0, 1.0):
             size, factor = int(np.prod(step.shape)), 2 / (step.high - step.low)
-            scaling = sparse.csr_array(sparse.dia_array((np.full((1, size), factor), [0]), shape=(size, size)))
+            scaling = sparse.csr_array(
+                sparse.dia_array((np.full((1, size), factor), [0]), shape=(size, size))
+            )
             shift = np.full(size, -factor * (step.low + step.high) / 2)
             mapped = Affine(f"{step.name}.unit", step.shape, step.node, {step.value: scaling}, shift)
             steps.append(mapped)

@@ -25,7 +25,7 @@ AFFINE: Mapping[str, tuple[int, ...]] = {
     "Gemm": (0, 1, 2),
     **dict.fromkeys(
         (
-            "AveragePool", "BatchNormalization", "Cast", "Conv", "ConvTranspose", "CumSum", "DepthToSpace", "Div",
+            "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "CumSum", "DepthToSpace", "Div",
             "Expand", "Flatten", "Gather", "GlobalAveragePool", "Pad", "ReduceMean", "ReduceSum", "Reshape", "Slice",
             "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
         ),
@@ -38,6 +38,7 @@ ADDED: Mapping[str, tuple[int, ...]] = {
     "Conv": (2,),
     "ConvTranspose": (2,),
     "Gemm": (2,),
+    "Pad": (2,),
 }
 #: Operators of two encrypted values.
 PRODUCTS = frozenset({"Mul"})
@@ -183,7 +184,9 @@ class _Alone:
     def __init__(
         self, model: ir.Model, node: ir.Node, output: int, inputs: Sequence[ir.Value], *, linear: bool
     ) -> None:
-        names = {value.name: ir.Value(name=value.name, shape=value.shape, type=value.type) for value in inputs}
+        names = {
+            value.name: ir.Value(name=value.name, shape=value.shape, type=value.type) for value in inputs
+        }
         constants = {}
         for index, value in enumerate(node.inputs):
             if value is None or value.const_value is None:
@@ -204,8 +207,8 @@ class _Alone:
             num_outputs=len(node.outputs),
             name="alone",
         )
-        for place, (made, old) in enumerate(zip(copy.outputs, node.outputs, strict=True)):
-            made.name, made.type, made.shape = f"y{place}", old.type, old.shape
+        for made, old in zip(copy.outputs, node.outputs, strict=True):
+            made.name, made.type, made.shape = old.name, old.type, old.shape
         graph = ir.Graph(
             list(names.values()),
             [copy.outputs[output]],
@@ -215,11 +218,10 @@ class _Alone:
             name="alone",
         )
         self._run = Reference(ir.Model(graph, ir_version=model.ir_version))
-        self._output = f"y{output}"
+        self._output = _name(node.outputs[output])
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         return self._run(inputs)[self._output]
-
 
 
 def _scalar(value: ir.Value | None) -> float | None:

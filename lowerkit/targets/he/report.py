@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lowerkit.targets.base import CostTable
 from lowerkit.targets.he import cost
 from lowerkit.targets.he.levelled import Levelled, LevelledOp
+from lowerkit.targets.he.sizes import sizes
 
 
 def table(program: Levelled) -> CostTable:
@@ -18,12 +19,19 @@ def table(program: Levelled) -> CostTable:
     whole = sum(_seconds(op, program.chain.degree) for op in program.ops)
     rows = [_row(name, ops, program, whole) for name, ops in layers.items()]
     rows.append(_row("all", program.ops, program, whole))
+    size = sizes(program)
     return CostTable(
         f"operations counted; time estimated from measured operations, in all about {whole:.3g} s on one core; "
-        f"{len(program.steps())} rotation keys, ring of degree {program.chain.degree}",
+        f"ring of degree {program.chain.degree}; evaluation keys {_megabytes(size.keys)} "
+        f"({len(program.steps())} rotations), query {_megabytes(size.query)}, answer {_megabytes(size.answer)}, "
+        f"memory of the server {_megabytes(size.server)}",
         ("layer", "levels", "rotations", "ct-ct products", "ct-pt products", "rescales", "time, per mille"),
         tuple(rows),
     )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.3g} MB"
 
 
 def _seconds(op: LevelledOp, degree: int) -> float:

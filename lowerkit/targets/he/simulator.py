@@ -60,9 +60,6 @@ class SimulatorEngine:
     def sub(self, x: Vector, y: Vector) -> Vector:
         return Vector(x.numbers - y.numbers, x.level, _same(x, y))
 
-    def negate(self, x: Vector) -> Vector:
-        return Vector(-x.numbers, x.level, x.scale)
-
     def mul(self, x: Vector, y: Vector, scale: float) -> Vector:
         return self._product(x, y, scale)
 

@@ -9,16 +9,24 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.errors import ArtifactError, DataError, PlanError, ToolError
+from lowerkit.errors import ArtifactError, DataError, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Runner, Target
 from lowerkit.targets.he import artifact, parameters, reading, report, simulator
+from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packing.network import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
 from lowerkit.targets.he.runtime.files import RunError
+from lowerkit.targets.he.sizes import sizes
 
-#: Non-polynomial operators with methods that make them polynomial.
-POLYNOMIALS: Mapping[str, str] = {
-    "gelu": "interval-poly",
+#: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator.
+FUNCTIONS: Mapping[str, str] = {
+    "erf": "Erf",
+    "gelu": "Gelu",
+    "mish": "Mish",
+    "sigmoid": "Sigmoid",
+    "silu": "Silu",
+    "softplus": "Softplus",
+    "tanh": "Tanh",
 }
 
 
@@ -27,8 +35,10 @@ class HeTarget(Target):
 
     name = "he"
     summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
-    defaults: ClassVar[Mapping[str, str]] = POLYNOMIALS
+    defaults: ClassVar[Mapping[str, str]] = dict.fromkeys(FUNCTIONS, "interval-poly")
     expands = frozenset({"Attention"})
+    must_lower = frozenset(FUNCTIONS.values())
+    native = frozenset(f"{reading.POLYNOMIAL}{op}" for op in FUNCTIONS.values())
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
     options: ClassVar[Mapping[str, Any]] = {
@@ -39,6 +49,7 @@ class HeTarget(Target):
         "precision": 1e-4,
         "margin": 1.5,
         "ranges": {},
+        "max_memory": 0,
         "insecure_for_testing": False,
     }
 
@@ -58,7 +69,11 @@ class HeTarget(Target):
         merged = _checked(options)
         seen = {name: _widened([s[name] for s in samples], merged["margin"]) for name in samples[0]}
         merged["ranges"] = {**seen, **merged["ranges"]}
-        return parameters.plan(reading.read(model), samples, merged["ranges"], merged)
+        program = reading.read(model)
+        completed = parameters.plan(program, samples, merged["ranges"], merged)
+        if merged["max_memory"]:
+            _check_memory(parameters.build(program, completed).levelled, merged["max_memory"])
+        return completed
 
     def planned(self, model: ir.Model, options: Mapping[str, Any]) -> Planned:
         """The packed and the levelled program of a lowered graph, for complete options."""
@@ -122,7 +137,9 @@ class _Both:
         try:
             query = self.client.encrypt(inputs)
         except RunError as error:
-            raise DataError(str(error), hint="compile with calibration data like it, or more margin") from None
+            raise DataError(
+                str(error), hint="compile with calibration data like it, or more margin"
+            ) from None
         try:
             return self.client.decrypt(self.server.evaluate(query))
         except RunError as error:
@@ -140,6 +157,16 @@ def _widened(arrays: Sequence[np.ndarray], margin: float) -> Range:
     return ((low + high) / 2 - half, (low + high) / 2 + half)
 
 
+def _check_memory(program: Levelled, most: float) -> None:
+    """Raises UnsupportedError where the server would hold more than `most` GiB."""
+    needed = sizes(program).server / 2**30
+    if needed > most:
+        raise UnsupportedError(
+            f"target 'he': the server would hold {needed:.3g} GiB, and the option max_memory is {most:g}",
+            hint="give it more, or compile for a smaller --shape or another packing",
+        )
+
+
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options. Raises PlanError for one that cannot be."""
     if unknown := sorted(set(options) - set(HeTarget.options)):
@@ -148,11 +175,14 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**HeTarget.options, **options}
     if merged["ring"] not in (0, *parameters.DEGREES):
         degrees = ", ".join(map(str, parameters.DEGREES))
-        raise PlanError(f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}")
-    for key, most in (("scale", parameters.LONGEST - 1), ("head", parameters.LONGEST - 1)):
-        if isinstance(merged[key], bool) or not isinstance(merged[key], int) or not 0 <= merged[key] <= most:
-            raise PlanError(f"option {key} must be a number of bits up to {most}, or 0, not {merged[key]!r}")
-    for key, least, most in (("precision", 0.0, 1e6), ("margin", 1.0, 100.0)):
+        raise PlanError(
+            f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
+        )
+    for key in ("scale", "head"):
+        value, longest = merged[key], parameters.LONGEST - 1
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= longest:
+            raise PlanError(f"option {key} must be a number of bits up to {longest}, or 0, not {value!r}")
+    for key, least, most in (("precision", 0.0, 1e6), ("margin", 1.0, 100.0), ("max_memory", 0.0, 1e6)):
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
             raise PlanError(f"option {key} must be a number from {least:g} to {most:g}, not {value!r}")

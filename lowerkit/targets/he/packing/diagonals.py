@@ -83,7 +83,9 @@ def diagonals(
         for step in np.unique(steps[giants == giant]):
             here = steps == step
             weights = np.zeros(slots)
-            weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(matrix.data[here], len(copies))
+            weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(
+                matrix.data[here], len(copies)
+            )
             turned = program.rotate(x, int(step) - shift)
             parts.append(program.mul_plain(turned, np.roll(weights, shift)))
         sums.append(program.rotate(program.total(parts), shift))

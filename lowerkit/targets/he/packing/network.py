@@ -17,7 +17,7 @@ from lowerkit.targets.he import cost, polynomial
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing import arrange
 from lowerkit.targets.he.packing.diagonals import Diagonals, diagonals, giant_steps, offsets, rotations
-from lowerkit.targets.he.packing.layout import Gather, Layout, power_of_two
+from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.presum import Presum, equal_columns, presum
 from lowerkit.targets.he.packing.tiles import group_counts, tiles
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
@@ -142,7 +142,9 @@ def depth(step: Step) -> int:
 def _read_whole(program: Program, step: Input, packing: str) -> bool:
     """Whether the input is packed as it is, for at least one reader."""
     readers = [s for s in program.steps if step.name in s.reads]
-    return packing != "tiles" or step.name in program.outputs or not all(isinstance(r, Affine) for r in readers)
+    return (
+        packing != "tiles" or step.name in program.outputs or not all(isinstance(r, Affine) for r in readers)
+    )
 
 
 def _ways(
@@ -156,7 +158,12 @@ def _ways(
     elif isinstance(step, Product):
         left, right = layouts[step.left], layouts[step.right]
         if left.period == right.period and np.array_equal(left.places, right.places):
-            yield Way("product", 0.0, left, lambda n: (n.program.mul(n.values[step.left], n.values[step.right]), left))
+            yield Way(
+                "product",
+                0.0,
+                left,
+                lambda n: (n.program.mul(n.values[step.left], n.values[step.right]), left),
+            )
     elif isinstance(step, Polynomial):
         layout = layouts[step.value]
         if layout.clean:  # beyond [-1, 1] a polynomial may be huge
@@ -164,7 +171,10 @@ def _ways(
                 "polynomial",
                 0.0,
                 replace(layout, clean=False),
-                lambda n: (polynomial.emit(n.program, n.values[step.value], step), replace(layout, clean=False)),
+                lambda n: (
+                    polynomial.emit(n.program, n.values[step.value], step),
+                    replace(layout, clean=False),
+                ),
             )
     else:
         yield from _affine(program, step, layouts, slots, below + 1, packing)
@@ -244,9 +254,7 @@ def _summed_later(program: Program, name: str) -> np.ndarray | None:
         name = readers[0].name
 
 
-def _diagonal(
-    step: Affine, name: str, matrix: sparse.csr_array, source: Layout, level: int
-) -> Iterator[Way]:
+def _diagonal(step: Affine, name: str, matrix: sparse.csr_array, source: Layout, level: int) -> Iterator[Way]:
     starts: list[tuple[Presum | None, sparse.csr_array, Layout]] = [(None, matrix, source)]
     sets = equal_columns(matrix)
     if sets is not None and (before := presum(matrix, sets, source)) is not None:

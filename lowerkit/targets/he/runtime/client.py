@@ -3,6 +3,7 @@
     python -m client keygen KEYS             # writes KEYS/secret.key, which stays here, and KEYS/evaluation.keys
     python -m client encrypt KEYS IN.npz QUERY
     python -m client decrypt KEYS ANSWER OUT.npz
+    python -m client ask KEYS IN.npz OUT.npz (--port N | --socket PATH)    # of `python -m server serve`
 
 Run it in the folder above `client`. IN.npz has one array for each input, OUT.npz one for each output.
 """
@@ -10,9 +11,12 @@ Run it in the folder above `client`. IN.npz has one array for each input, OUT.np
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import secrets
+import socket
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,16 +113,23 @@ def _checked(port: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> np.nd
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Exit code 2 on a refusal."""
-    parser = argparse.ArgumentParser(prog="client", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="client", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, operands in (
         ("keygen", ("keys",)),
         ("encrypt", ("keys", "inputs", "query")),
         ("decrypt", ("keys", "answer", "outputs")),
+        ("ask", ("keys", "inputs", "outputs")),
     ):
         command = commands.add_parser(name)
         for operand in operands:
             command.add_argument(operand, type=Path)
+        if name == "ask":
+            place = command.add_mutually_exclusive_group(required=True)
+            place.add_argument("--port", type=int)
+            place.add_argument("--socket", type=Path)
     given = parser.parse_args(arguments)
     try:
         client = Client(Path(__file__).resolve().parent)
@@ -144,25 +155,61 @@ def _keygen(client: Client, given: argparse.Namespace) -> None:
 
 
 def _encrypt(client: Client, given: argparse.Namespace) -> None:
-    client.take(read(given.keys / SECRET_FILE), str(given.keys / SECRET_FILE))
-    try:
-        with np.load(given.inputs, allow_pickle=False) as stored:
-            inputs = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {given.inputs}: {error}") from None
-    write(given.query, client.encrypt(inputs))
+    _take(client, given.keys)
+    write(given.query, client.encrypt(_read_arrays(given.inputs)))
 
 
 def _decrypt(client: Client, given: argparse.Namespace) -> None:
-    client.take(read(given.keys / SECRET_FILE), str(given.keys / SECRET_FILE))
-    outputs: dict[str, Any] = client.decrypt(read(given.answer), str(given.answer))
+    _take(client, given.keys)
+    _write_arrays(given.outputs, client.decrypt(read(given.answer), str(given.answer)))
+
+
+def _ask(client: Client, given: argparse.Namespace) -> None:
+    _take(client, given.keys)
+    query = client.encrypt(_read_arrays(given.inputs))
+    answer = ask(query, str(given.socket) if given.socket else ("127.0.0.1", given.port))
+    _write_arrays(given.outputs, client.decrypt(answer))
+
+
+def ask(query: bytes, address: tuple[str, int] | str) -> bytes:
+    """The answer of the server at (host, port), or at a Unix socket's path. Raises RunError."""
+    connection = http.client.HTTPConnection(*(("server", 0) if isinstance(address, str) else address))
     try:
-        np.savez(given.outputs, **outputs)
+        if isinstance(address, str):
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(address)
+        connection.request("POST", "/", query)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise RunError(f"no answer from the server at {address}: {error}") from None
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise RunError(f"the server refuses: {body[:500].decode(errors='replace')}")
+    return body
+
+
+def _take(client: Client, keys: Path) -> None:
+    client.take(read(keys / SECRET_FILE), str(keys / SECRET_FILE))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise RunError(f"cannot read {path} as .npz: {error}") from None
+
+
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    try:
+        np.savez(path, **arrays)
     except OSError as error:
-        raise RunError(f"cannot write {given.outputs}: {error.strerror or error}") from None
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-_COMMANDS = {"keygen": _keygen, "encrypt": _encrypt, "decrypt": _decrypt}
+_COMMANDS = {"keygen": _keygen, "encrypt": _encrypt, "decrypt": _decrypt, "ask": _ask}
 
 if __name__ == "__main__":
     sys.exit(main())

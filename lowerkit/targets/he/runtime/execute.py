@@ -9,7 +9,18 @@ import numpy as np
 
 Progress = Callable[[int, int], None]
 #: Kinds of operations by their number in a stored circuit.
-KINDS = ("input", "add", "sub", "negate", "mul", "add_plain", "mul_plain", "rotate", "relinearise", "rescale", "mod_switch")
+KINDS = (
+    "input",
+    "add",
+    "sub",
+    "mul",
+    "add_plain",
+    "mul_plain",
+    "rotate",
+    "relinearise",
+    "rescale",
+    "mod_switch",
+)
 #: Numbers of the columns of a stored circuit's operations.
 KIND, FIRST, SECOND, STEP, PLAIN, LEVEL = range(6)
 
@@ -20,7 +31,6 @@ class Engine(Protocol):
     def encode(self, numbers: np.ndarray | float, level: int, scale: float) -> Any: ...
     def add(self, x: Any, y: Any) -> Any: ...
     def sub(self, x: Any, y: Any) -> Any: ...
-    def negate(self, x: Any) -> Any: ...
     def mul(self, x: Any, y: Any, scale: float) -> Any: ...
     def add_plain(self, x: Any, plain: Any) -> Any: ...
     def mul_plain(self, x: Any, plain: Any, scale: float) -> Any: ...

@@ -9,12 +9,14 @@ all parts together.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAGIC, FORMAT = b"LKHE", 1
 SECRET, EVALUATION, QUERY, ANSWER = "secret key", "evaluation keys", "query", "answer"
@@ -56,7 +58,9 @@ class Parcel:
         return b"".join([MAGIC, struct.pack("<I", len(text)), text, *self.parts])
 
 
-def unpack(data: bytes, kind: str, circuit: str, key: str | None = None, source: str = "the message") -> Parcel:
+def unpack(
+    data: bytes, kind: str, circuit: str, key: str | None = None, source: str = "the message"
+) -> Parcel:
     """The parcel in `data`, which must be of that kind, for that circuit and, if given, of that key.
 
     Raises RunError that says what does not fit.
@@ -66,7 +70,7 @@ def unpack(data: bytes, kind: str, circuit: str, key: str | None = None, source:
         raise RunError(f"{source} is no key or ciphertext file of lowerkit, or is cut off")
     (length,) = struct.unpack("<I", data[len(MAGIC) : start])
     try:
-        header = json.loads(data[start : start + length]) if length <= _LONGEST_HEADER else None
+        header: Any = json.loads(data[start : start + length]) if length <= _LONGEST_HEADER else None
         found, of, number = header["kind"], header["circuit"], header["key"]
         version, lengths, digest = header["format"], header["lengths"], header["sha256"]
     except (ValueError, TypeError, KeyError):
@@ -81,7 +85,9 @@ def unpack(data: bytes, kind: str, circuit: str, key: str | None = None, source:
         raise RunError(f"{source} belongs to key {number[:12]}, and the keys at hand are {key[:12]}")
     body = data[start + length :]
     if len(body) != sum(lengths):
-        raise RunError(f"{source} has {len(body)} bytes of data, and {sum(lengths)} are wanted: it is cut off")
+        raise RunError(
+            f"{source} has {len(body)} bytes of data, and {sum(lengths)} are wanted: it is cut off"
+        )
     if hashlib.sha256(body).hexdigest() != digest:
         raise RunError(f"{source} is damaged: its SHA-256 is not the one that it states")
     return Parcel(kind, of, number, tuple(_split(body, lengths)))
@@ -91,7 +97,7 @@ def _split(body: bytes, lengths: Sequence[int]) -> list[bytes]:
     ends = [0]
     for length in lengths:
         ends.append(ends[-1] + length)
-    return [body[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [body[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def read(path: str | Path) -> bytes:

@@ -66,7 +66,11 @@ class Scheme:
         """A plaintext at a level: of a vector of slots, or of one number for all of them."""
         plain = self.encoder.encode(numbers, scale)
         top = len(self.levels) - 1
-        return plain if level == top else self.seal.Evaluator(self.context).mod_switch_to(plain, self.levels[level])
+        return (
+            plain
+            if level == top
+            else self.seal.Evaluator(self.context).mod_switch_to(plain, self.levels[level])
+        )
 
     def loaded(self, load: Any, data: bytes, source: str) -> Any:
         """What `load`, one of the context's loaders, makes of `data`. Raises RunError for what is none."""
@@ -86,4 +90,3 @@ def checked_level(scheme: Scheme, ciphertext: Any, level: int, scale: float, sou
     """Raises RunError for a ciphertext on another level, of another scale, or not of two parts."""
     if ciphertext.parms_id() != scheme.levels[level] or ciphertext.size() != 2 or ciphertext.scale() != scale:
         raise RunError(f"{source} is not on level {level} at scale {scale:.6g}, as the circuit wants it")
-

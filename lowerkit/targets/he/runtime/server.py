@@ -1,14 +1,18 @@
 """The side of whoever owns the model: evaluates the circuit on ciphertexts, with public keys alone.
 
     python -m server evaluate EVALUATION.KEYS QUERY ANSWER [--quiet]
+    python -m server serve EVALUATION.KEYS (--port N | --socket PATH)
 
-Run it in the folder above `server`.
+Run it in the folder above `server`. `serve` answers POST requests, whose body is a query, on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.server
 import json
+import socket
+import socketserver
 import sys
 import time
 from pathlib import Path
@@ -30,7 +34,7 @@ class SealEngine:
         self.scheme, self._relinearisation, self._rotation = scheme, relinearisation, rotation
         self._evaluator: Any = scheme.seal.Evaluator(scheme.context)
         self.encode = scheme.encode
-        self.add, self.sub, self.negate = self._evaluator.add, self._evaluator.sub, self._evaluator.negate
+        self.add, self.sub = self._evaluator.add, self._evaluator.sub
         self.add_plain, self.mod_switch = self._evaluator.add_plain, self._evaluator.mod_switch_to_next
 
     def mul(self, x: Any, y: Any, scale: float) -> Any:
@@ -101,23 +105,92 @@ def bar(stream: Any, width: int = 40) -> Progress:
         full = width * done // total
         if full != shown:
             shown = full
-            stream.write(f"\r[{'#' * full}{'.' * (width - full)}] {done}/{total}" + ("\n" if done == total else ""))
+            stream.write(
+                f"\r[{'#' * full}{'.' * (width - full)}] {done}/{total}" + ("\n" if done == total else "")
+            )
             stream.flush()
 
     return show
 
 
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers a query, or 400 with one line that says why not."""
+
+    server: _Listener
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > self.server.most:
+            return self._send(400, f"a query has at most {self.server.most} bytes".encode())
+        try:
+            self._send(200, self.server.answers.evaluate(self.rfile.read(length)))
+        except RunError as error:
+            self._send(400, str(error).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a line for each request is for whoever stands in front."""
+
+    def address_string(self) -> str:
+        return "client"
+
+
+class _Listener(socketserver.TCPServer):
+    """One request at a time: an evaluation takes a core and much memory."""
+
+    allow_reuse_address = True
+
+    def __init__(self, answers: Server, address: tuple[str, int] | str) -> None:
+        self.answers = answers
+        # Ciphertexts of all primes but one, their headers, and the file's.
+        primes = len(answers.scheme.parameters.primes) - 1
+        each = 2 * primes * answers.scheme.parameters.degree * 8 + 4096
+        self.most = len(answers.description["inputs"]) * each + (1 << 20)
+        if isinstance(address, str):
+            self.address_family = socket.AF_UNIX
+        super().__init__(address, _Handler)  # type: ignore[arg-type]
+
+
+def serve(server: Server, address: tuple[str, int] | str) -> None:
+    """Answer queries at (host, port) or at a Unix socket's path until interrupted. Raises RunError."""
+    try:
+        listener = _Listener(server, address)
+    except OSError as error:
+        raise RunError(f"cannot listen at {address}: {error.strerror or error}") from None
+    with listener:
+        print(f"server: listening at {listener.server_address}", file=sys.stderr, flush=True)
+        try:
+            listener.serve_forever()
+        except KeyboardInterrupt:
+            return
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Exit code 2 on a refusal."""
-    parser = argparse.ArgumentParser(prog="server", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="server", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("evaluate")
     for operand in ("keys", "query", "answer"):
         command.add_argument(operand, type=Path)
     command.add_argument("--quiet", action="store_true")
+    command = commands.add_parser("serve")
+    command.add_argument("keys", type=Path)
+    place = command.add_mutually_exclusive_group(required=True)
+    place.add_argument("--port", type=int)
+    place.add_argument("--socket", type=Path)
     given = parser.parse_args(arguments)
     try:
         server = Server(Path(__file__).resolve().parent, read(given.keys), str(given.keys))
+        if given.command == "serve":
+            serve(server, str(given.socket) if given.socket else ("127.0.0.1", given.port))
+            return 0
         shown = not given.quiet and sys.stderr.isatty()
         start = time.perf_counter()
         answer = server.evaluate(read(given.query), str(given.query), bar(sys.stderr) if shown else None)
