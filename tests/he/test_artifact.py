@@ -244,9 +244,10 @@ def test_the_simulator_has_the_noise_of_seal(
         observe=lambda _, c: decrypted.append(np.asarray(client.scheme.encoder.decode(decryptor.decrypt(c)))),
     )
     for i, op in enumerate(planned.levelled.ops):
+        if op.kind not in ("input", "rescale", "rotate"):
+            continue  # a product's noise lies in the few slots that are not multiplied by 0
         measured, modelled = np.std(decrypted[i] - exact[i]), np.std(simulated[i] - exact[i])
-        # Vectors with few or repeated numbers have fewer coefficients to round, or fewer slots to measure.
-        assert modelled / 3 < measured < modelled * 3, (i, op)
+        assert modelled / 1.3 < measured < modelled * 1.3, (i, op)
 
 
 def test_sizes_are_those_of_the_files(sides: tuple[Client, Server, bytes, bytes]) -> None:
