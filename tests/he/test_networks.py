@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from he_models import mlp_weights, uniform
 from helpers import parse
 
 import lowerkit.api
-from lowerkit.errors import UnsupportedError
+from lowerkit.errors import LowerkitWarning, UnsupportedError
+from lowerkit.passes.registry import make
+from lowerkit.targets.he.target import HeTarget
 
 pytest.importorskip("seal", reason="SEAL is missing: pip install seal-python")
 
@@ -86,3 +89,16 @@ def test_activations_become_polynomials_on_calibrated_intervals(function: str, t
     assert output.error.arithmetic is not None
     assert output.error.arithmetic.max_abs < 1e-4
     assert output.error.method.max_abs < 0.1
+
+
+def test_numbers_beyond_a_polynomials_interval_are_flagged() -> None:
+    model = parse("(float[1,4] x) => (float[1,4] y) { y = Gelu (x) }")
+    make("gelu", "interval-poly", {"low": -1.0, "high": 1.0}).rewrite(model, next(iter(model.graph)))
+    target = HeTarget()
+    options = target.complete(model, [{"x": np.ones((1, 4), np.float32)}], {"ranges": {"x": [-2.0, 2.0]}})
+    probe = target.probe(model, options, [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LowerkitWarning)
+        probe({"x": np.ones((1, 4), np.float32)})
+    with pytest.warns(LowerkitWarning, match=r"leaves the interval of its polynomial, 1\.5 times"):
+        probe({"x": np.full((1, 4), 1.5, np.float32)})

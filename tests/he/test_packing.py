@@ -89,6 +89,26 @@ def test_convolutions(
     _check(read(model), uniform(model, 1), 1024, packing)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_residual_connections(packing: str) -> None:
+    rng = np.random.default_rng(2)
+    model = parse(
+        """(float[1,12] x) => (float[1,5] y) {
+            h = MatMul (x, w)
+            s = Mul (h, h)
+            u = MatMul (s, v)
+            r = Add (x, u)
+            q = Mul (r, r)
+            z = Sub (q, s)
+            y = MatMul (z, t)
+        }""",
+        w=rng.standard_normal((12, 12)).astype(np.float32),
+        v=rng.standard_normal((12, 12)).astype(np.float32),
+        t=rng.standard_normal((12, 5)).astype(np.float32),
+    )
+    _check(read(model), uniform(model, 1), 64, packing)
+
+
 def test_pooling_takes_rotations_and_no_level() -> None:
     model = parse(
         """(float[1,1,8,8] x) => (float[1,3] y) {

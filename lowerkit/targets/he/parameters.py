@@ -41,8 +41,9 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Planned:
-    """What is emitted."""
+    """What is emitted, and the tensor program that it computes."""
 
+    program: Program
     network: Network
     levelled: Levelled
 
@@ -87,7 +88,7 @@ def build(program: Program, options: Mapping[str, Any]) -> Planned:
         security.check(chain.degree, (*chain.primes, chain.special))
     lowered = levelled.lower(network.program, chain)
     levelled.check(lowered)
-    return Planned(network, lowered)
+    return Planned(program, network, lowered)
 
 
 def _in_ring(

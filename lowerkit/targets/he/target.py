@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,12 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.errors import ArtifactError, DataError, PlanError, ToolError, UnsupportedError
+from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Runner, Target
 from lowerkit.targets.he import artifact, parameters, reading, report, simulator
 from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packing.network import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
+from lowerkit.targets.he.program import Polynomial
 from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
 
@@ -110,6 +112,7 @@ class HeTarget(Target):
 
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = simulator.simulate(lowered, parameters.vectors_of(network, inputs))
+            _check_intervals(planned, found)
             values = {name: found[lowered.origin[network.values[name]]] for name in names}
             places = {name: network.layouts[name].places for name in names}
             return {n: x[places[n]].reshape(shapes[n]).astype(np.float32) for n, x in values.items()}
@@ -144,6 +147,22 @@ class _Both:
             return self.client.decrypt(self.server.evaluate(query))
         except RunError as error:
             raise ArtifactError(str(error)) from None
+
+
+def _check_intervals(planned: Planned, found: Sequence[np.ndarray]) -> None:
+    """Warn of the first polynomial whose operand leaves [-1, 1], to which its interval was mapped."""
+    for step in planned.program.steps:
+        if isinstance(step, Polynomial):
+            operand = found[planned.levelled.origin[planned.network.values[step.value]]]
+            # Noise may carry a number at the interval's end a little beyond it.
+            if (reach := float(np.abs(operand).max())) > 1 + 1e-3:
+                warnings.warn(
+                    f"node '{step.node}': its input leaves the interval of its polynomial, {reach:.3g} times as "
+                    "far from the middle as the end; compile with calibration data like it, or a larger margin",
+                    LowerkitWarning,
+                    stacklevel=3,
+                )
+                return
 
 
 def _values(model: ir.Model) -> list[ir.Value]:

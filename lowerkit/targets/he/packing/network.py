@@ -142,9 +142,8 @@ def depth(step: Step) -> int:
 def _read_whole(program: Program, step: Input, packing: str) -> bool:
     """Whether the input is packed as it is, for at least one reader."""
     readers = [s for s in program.steps if step.name in s.reads]
-    return (
-        packing != "tiles" or step.name in program.outputs or not all(isinstance(r, Affine) for r in readers)
-    )
+    tiled = all(isinstance(r, Affine) and len(r.terms) == 1 for r in readers)
+    return packing != "tiles" or step.name in program.outputs or not tiled
 
 
 def _ways(
@@ -191,11 +190,9 @@ def _whole(network: Network, name: str, layout: Layout) -> tuple[int, Layout]:
 def _affine(
     program: Program, step: Affine, layouts: dict[str, Layout], slots: int, level: int, packing: str
 ) -> Iterator[Way]:
-    if len(step.terms) != 1:
-        raise UnsupportedError(
-            f"target 'he': it adds {len(step.terms)} encrypted values, for which there is no packing yet",
-            node=f"node '{step.node}'",
-        )
+    if len(step.terms) > 1:
+        yield from _several(step, layouts, level)
+        return
     ((name, matrix),) = step.terms.items()
     inputs = {s.name for s in program.inputs()}
     if name in inputs and packing != "diagonals":
@@ -262,18 +259,53 @@ def _diagonal(step: Affine, name: str, matrix: sparse.csr_array, source: Layout,
     for before, left, layout in starts:
         extra = len(before.steps) if before is not None else 0
         for plan in _plans(step, left, layout):
-            steps = np.unique(offsets(left, layout, plan))
-            folds = (layout.period // plan.fold).bit_length() - 1
-            taken, giant = min(_stepping(layout.slots, level, steps, giant) for giant in giant_steps(steps))
-            taken += _time(layout.slots, level, rotate=extra, mul_plain=len(steps), add=len(steps) + extra)
-            taken += _time(layout.slots, level - 1, rotate=folds, add=folds)
-            plan = replace(plan, giant=giant)
+            taken, count, plan = _priced(left, layout, plan, level)
             yield Way(
-                f"{len(steps)} diagonals, folded by {plan.fold}",
-                taken,
+                f"{count} diagonals, folded by {plan.fold}",
+                taken + _time(layout.slots, level, rotate=extra, add=extra),
                 plan.layout(layout),
                 _with_bias(step, _diagonals_emitter(name, before, left, layout, plan)),
             )
+
+
+def _several(step: Affine, layouts: dict[str, Layout], level: int) -> Iterator[Way]:
+    """A sum of several values' maps, each by diagonals, into one layout."""
+    period = max(layouts[name].period for name in step.terms)
+    # Copies that stand closer together stand this far apart as well.
+    sources = {name: replace(layouts[name], period=period, clean=False) for name in step.terms}
+    first, matrix = next(iter(step.terms.items()))
+    for plan in _plans(step, matrix, sources[first]):
+        priced = {name: _priced(m, sources[name], plan, level) for name, m in step.terms.items()}
+        emitters = [
+            _diagonals_emitter(name, None, step.terms[name], sources[name], priced[name][2])
+            for name in priced
+        ]
+        yield Way(
+            f"{len(priced)} maps by diagonals, folded by {plan.fold}",
+            sum(taken for taken, _, _ in priced.values()),
+            plan.layout(sources[first]),
+            _with_bias(step, _sum_emitter(emitters)),
+        )
+
+
+def _sum_emitter(emitters: Sequence[Callable[[Network], tuple[int, Layout]]]) -> Emit:
+    def emit(network: Network) -> tuple[int, Layout]:
+        made = [one(network) for one in emitters]
+        return network.program.total(x for x, _ in made), made[0][1]
+
+    return emit
+
+
+def _priced(
+    matrix: sparse.csr_array, source: Layout, plan: Diagonals, level: int
+) -> tuple[float, int, Diagonals]:
+    """Estimated seconds, how many diagonals there are, and the plan with the best giant step."""
+    steps = np.unique(offsets(matrix, source, plan))
+    folds = (source.period // plan.fold).bit_length() - 1
+    taken, giant = min(_stepping(source.slots, level, steps, giant) for giant in giant_steps(steps))
+    taken += _time(source.slots, level, mul_plain=len(steps), add=len(steps))
+    taken += _time(source.slots, level - 1, rotate=folds, add=folds)
+    return taken, len(steps), replace(plan, giant=giant)
 
 
 def _stepping(slots: int, level: int, steps: np.ndarray, giant: int) -> tuple[float, int]:
