@@ -57,6 +57,9 @@ class SimulatorEngine:
     def add(self, x: Vector, y: Vector) -> Vector:
         return Vector(x.numbers + y.numbers, x.level, _same(x, y))
 
+    def add_into(self, x: Vector, y: Vector) -> Vector:
+        return self.add(x, y)
+
     def sub(self, x: Vector, y: Vector) -> Vector:
         return Vector(x.numbers - y.numbers, x.level, _same(x, y))
 

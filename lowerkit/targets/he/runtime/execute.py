@@ -30,6 +30,10 @@ class Engine(Protocol):
 
     def encode(self, numbers: np.ndarray | float, level: int, scale: float) -> Any: ...
     def add(self, x: Any, y: Any) -> Any: ...
+    def add_into(self, x: Any, y: Any) -> Any:
+        """x + y, for which x may be overwritten: sums are most of what is left beside rotations."""
+        ...
+
     def sub(self, x: Any, y: Any) -> Any: ...
     def mul(self, x: Any, y: Any, scale: float) -> Any: ...
     def add_plain(self, x: Any, plain: Any) -> Any: ...
@@ -58,6 +62,11 @@ class Circuit:
         self.outputs, self.engine = list(outputs), engine
         self.plains = [self._encoded(i, plains) for i in range(len(self.rows))]
         self._last = self._last_uses()
+        #: Of `_last`, those that a sum may overwrite: inputs are the caller's, and x + x reads what it writes.
+        self._spent = {
+            i: [v for v in dead if self.rows[v][KIND] != 0 and self.rows[i][FIRST] != self.rows[i][SECOND]]
+            for i, dead in self._last.items()
+        }
 
     def _encoded(self, i: int, plains: np.ndarray) -> Any:
         row = self.rows[i]
@@ -106,6 +115,8 @@ class Circuit:
     def _apply(self, i: int, values: Mapping[int, Any]) -> Any:
         row, engine, scale = self.rows[i], self.engine, self.scales[i][0]
         kind, x = KINDS[row[KIND]], values[row[FIRST]]
+        if kind == "add" and row[FIRST] in self._spent.get(i, ()):
+            return engine.add_into(x, values[row[SECOND]])
         if kind in ("add", "sub"):
             return getattr(engine, kind)(x, values[row[SECOND]])
         if kind == "mul":

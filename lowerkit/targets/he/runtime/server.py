@@ -37,6 +37,10 @@ class SealEngine:
         self.add, self.sub = self._evaluator.add, self._evaluator.sub
         self.add_plain, self.mod_switch = self._evaluator.add_plain, self._evaluator.mod_switch_to_next
 
+    def add_into(self, x: Any, y: Any) -> Any:
+        self._evaluator.add_inplace(x, y)
+        return x
+
     def mul(self, x: Any, y: Any, scale: float) -> Any:
         return _at(self._evaluator.square(x) if x is y else self._evaluator.multiply(x, y), scale)
 
