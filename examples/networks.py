@@ -180,3 +180,29 @@ class Cnn(nn.Module):
         """See the class."""
         logits: Tensor = self.head(self.features(image.reshape(-1, 1, 28, 28)).flatten(1))
         return logits
+
+
+class Square(nn.Module):
+    """x^2: the cheapest function that is not linear, for encrypted numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * x
+
+
+class LenetSquare(nn.Module):
+    """[batch, 784] in [0, 1], images of 28x28, to [batch, 10] logits: LeNet-5 with squares and average pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2, bias=False), nn.BatchNorm2d(6), Square(), nn.AvgPool2d(2),
+            nn.Conv2d(6, 16, 5, bias=False), nn.BatchNorm2d(16), Square(), nn.AvgPool2d(2), nn.Flatten(),
+            nn.Linear(400, 64, bias=False), nn.BatchNorm1d(64), Square(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.head(self.features(image.reshape(-1, 1, 28, 28)))
+        return logits

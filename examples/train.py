@@ -185,6 +185,8 @@ def main() -> None:
     train("mlp_fashion_square", "its twin with x^2 for ReLU", lambda: networks.Mlp(True), split, **how)
     what = "CNN: 3x3 convolutions, one of them depthwise, BatchNorm, ReLU, max and average pooling"
     train("cnn_fashion", what, networks.Cnn, split, **how)
+    what = "LeNet: 5x5 convolutions, BatchNorm, x^2 and average pooling, for encrypted inference"
+    train("lenet_fashion_square", what, networks.LenetSquare, split, **{**how, "epochs": 6})
     _write_readme(rows)
 
 

@@ -26,6 +26,7 @@ CORRECT = {
     "mlp_fashion": ("fashion", 893),
     "mlp_fashion_square": ("fashion", 900),
     "cnn_fashion": ("fashion", 902),
+    "lenet_fashion_square": ("fashion", 910),
 }
 
 

@@ -1,0 +1,32 @@
+"""What operations on ciphertexts cost, as measured, for choosing between ways of packing.
+
+A rotation decomposes a ciphertext by its primes and multiplies with a key: for `primes` p of them it takes
+p (p + 1) number-theoretic transforms and terms in p; all else is linear in p. The factors are of SEAL 4 on one core of
+an AMD EPYC (AVX2) at N = 8192; only their ratios matter here. `python -m benchmarks.he operations` gives them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+#: Operation -> (factor of p (p + 1), factor of p), in milliseconds at N = 8192.
+MILLISECONDS: Mapping[str, tuple[float, float]] = {
+    "rotate": (0.0875, 0.48),
+    "relinearise": (0.0875, 0.48),
+    "mul": (0.0, 0.135),
+    "mul_plain": (0.0, 0.063),
+    "add": (0.0, 0.021),
+    "sub": (0.0, 0.021),
+    "add_plain": (0.0, 0.015),
+    "rescale": (0.0, 0.22),
+    "mod_switch": (0.0, 0.02),
+    "input": (0.0, 0.0),
+}
+
+
+def seconds(kind: str, primes: int, degree: int) -> float:
+    """Estimated time of one operation on ciphertexts of `primes` primes in the ring of that degree."""
+    square, linear = MILLISECONDS[kind]
+    size = degree * math.log2(degree) / (8192 * 13)
+    return 1e-3 * size * (square * primes * (primes + 1) + linear * primes)

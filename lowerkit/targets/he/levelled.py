@@ -1,0 +1,263 @@
+"""The levelled program: the packed program with levels, exact scales and what keeps them in order.
+
+A ciphertext at level l has the first l + 1 primes and stands for its slots times a scale. Every level has one scale,
+`Chain.scales`, that all values at rest there have exactly:
+
+- a product with a plaintext is rescaled by the level's prime; the plaintext is encoded at just the scale that makes
+  the result's exact, scales[l - 1] q[l] / scales[l];
+- a product of ciphertexts has no such freedom, so that the chain has scales[l - 1] = scales[l]^2 / q[l] wherever one
+  is rescaled;
+- a value that is needed further down is multiplied by 1, encoded in the same way, and rescaled.
+
+So sums never mix scales, and no "close enough" is left. Rescaling and relinearisation are lazy: products are summed
+first. At level 0 a last product with a plaintext may stay as it is, at the scale that is left of the first prime.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lowerkit.targets.he.packed import Packed
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Primes and scales of the levels.
+
+    Attributes:
+        degree: of the ring; ciphertexts have half as many slots.
+        primes: of the levels, the first to stay last.
+        special: prime for key switching.
+        scales: of values at rest, by level.
+        last: scale of plaintexts in products at level 0, which are not rescaled; 1.0 where there are none.
+    """
+
+    degree: int
+    primes: tuple[int, ...]
+    special: int
+    scales: tuple[float, ...]
+    last: float = 1.0
+
+    @property
+    def slots(self) -> int:
+        """Numbers in a ciphertext."""
+        return self.degree // 2
+
+    def plain_scale(self, level: int, target: float | None = None) -> float:
+        """Scale of a plaintext factor at `level`, for a product that is rescaled to exactly `target`."""
+        if level == 0:
+            return self.last
+        return (
+            (self.scales[level - 1] if target is None else target) * self.primes[level] / self.scales[level]
+        )
+
+
+@dataclass(frozen=True)
+class LevelledOp:
+    """One operation on ciphertexts.
+
+    Attributes:
+        kind: as of packed operations, and `rescale`, `relinearise` and `mod_switch` (one prime less each).
+        args, step: as of packed operations.
+        plain: index of the plaintext vector; -1 with `mul_plain` stands for the number 1.
+        plain_scale: at which it is encoded.
+        level, scale: of the result.
+        layer: the graph's node that it works for.
+    """
+
+    kind: str
+    args: tuple[int, ...]
+    level: int
+    scale: float
+    step: int = 0
+    plain: int = -1
+    plain_scale: float = 1.0
+    layer: str = ""
+
+
+@dataclass
+class Levelled:
+    """A program on ciphertexts.
+
+    Attributes:
+        chain: primes and scales.
+        ops: a value is the index of the operation that computes it.
+        plains: float64 [slots] each.
+        outputs: values.
+        origin: packed value -> the first value that stands for it.
+    """
+
+    chain: Chain
+    plains: list[np.ndarray]
+    ops: list[LevelledOp] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    origin: dict[int, int] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """By layer, how many operations of each kind."""
+        found: dict[str, Counter[str]] = {}
+        for op in self.ops:
+            found.setdefault(op.layer, Counter())[op.kind] += 1
+        return found
+
+    def steps(self) -> list[int]:
+        """The rotations that need a key."""
+        return sorted({op.step for op in self.ops if op.kind == "rotate"})
+
+    def __str__(self) -> str:
+        lines = []
+        for i, op in enumerate(self.ops):
+            extra = [str(op.step)] if op.kind == "rotate" else []
+            if op.kind in ("mul_plain", "add_plain"):
+                extra = [f"plain{op.plain}" if op.plain >= 0 else "1", f"at 2^{np.log2(op.plain_scale):.2f}"]
+            operands = " ".join([*(f"%{a}" for a in op.args), *extra])
+            what = f"%{i} = {op.kind} {operands}".rstrip()
+            lines.append(f"{what}  # level {op.level}, scale 2^{np.log2(op.scale):.2f}, {op.layer}")
+        return "\n".join([*lines, f"return {', '.join(f'%{i}' for i in self.outputs)}"])
+
+
+class _Lowering:
+    """Emits levelled operations, remembering what it made of each packed value."""
+
+    def __init__(self, packed: Packed, chain: Chain) -> None:
+        self.packed, self.chain = packed, chain
+        self.out = Levelled(chain, packed.plains)
+        self.layer = ""
+        self.size: list[int] = []
+        #: Whether a value is at rest: at its level's scale.
+        self.rests: list[bool] = []
+        self._rest: dict[int, int] = {}
+        self._lowered: dict[tuple[int, int], int] = {}
+
+    def emit(self, kind: str, args: tuple[int, ...], level: int, scale: float, **more: Any) -> int:
+        size = (
+            3
+            if kind == "mul"
+            else 2
+            if kind == "relinearise"
+            else max((self.size[a] for a in args), default=2)
+        )
+        self.out.ops.append(LevelledOp(kind, args, level, scale, layer=self.layer, **more))
+        self.size.append(size)
+        self.rests.append(scale == self.chain.scales[level])
+        return len(self.out.ops) - 1
+
+    def rest(self, x: int) -> int:
+        """x with two parts, at its level's scale."""
+        if x not in self._rest:
+            y, op, reader = x, self.out.ops[x], self.layer
+            self.layer = op.layer
+            if self.size[y] == 3:
+                y = self.emit("relinearise", (y,), op.level, op.scale)
+            if not self.rests[y] and op.level > 0:
+                y = self.emit("rescale", (y,), op.level - 1, self.chain.scales[op.level - 1])
+            self._rest[x], self.layer = y, reader
+        return self._rest[x]
+
+    def down(self, x: int, level: int) -> int:
+        """x at rest on `level`, which is not above its own."""
+        x = self.rest(x)
+        op = self.out.ops[x]
+        if op.level == level:
+            return x
+        if (x, level) not in self._lowered:
+            y = x
+            while self.out.ops[y].level > level + 1:
+                y = self.emit("mod_switch", (y,), self.out.ops[y].level - 1, op.scale)
+            above = level + 1
+            factor = self.chain.scales[level] * self.chain.primes[above] / op.scale
+            y = self.emit("mul_plain", (y,), above, op.scale * factor, plain_scale=factor)
+            self._lowered[x, level] = self.rest(y)
+        return self._lowered[x, level]
+
+    def together(self, x: int, y: int) -> tuple[int, int]:
+        """Both on the lower one's level, as they are where their scales agree already."""
+        a, b = self.out.ops[x], self.out.ops[y]
+        if (a.level, a.scale) == (b.level, b.scale):
+            return x, y
+        x, y = self.rest(x), self.rest(y)
+        level = min(self.out.ops[x].level, self.out.ops[y].level)
+        return self.down(x, level), self.down(y, level)
+
+    def run(self) -> Levelled:
+        values: list[int] = []
+        top = len(self.chain.primes) - 1
+        for index, op in enumerate(self.packed.ops):
+            self.layer = op.layer
+            args = [values[a] for a in op.args]
+            if op.kind == "input":
+                made = self.emit("input", (), top, self.chain.scales[top])
+            elif op.kind in ("add", "sub"):
+                x, y = self.together(*args)
+                made = self.emit(op.kind, (x, y), self.out.ops[x].level, self.out.ops[x].scale)
+            elif op.kind == "mul":
+                x, y = (self.rest(a) for a in args)
+                level = min(self.out.ops[x].level, self.out.ops[y].level)
+                x, y = self.down(x, level), self.down(y, level)
+                made = self.emit("mul", (x, y), level, self.chain.scales[level] ** 2)
+            else:
+                made = self._single(op.kind, self.rest(args[0]), op.step, op.plain)
+            values.append(made)
+            self.out.origin[index] = made
+        self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
+        return self.out
+
+    def _single(self, kind: str, x: int, step: int, plain: int) -> int:
+        op = self.out.ops[x]
+        if kind == "mul_plain":
+            factor = self.chain.plain_scale(op.level)
+            scale = op.scale * factor
+            return self.emit(kind, (x,), op.level, scale, plain=plain, plain_scale=factor)
+        if kind == "add_plain":
+            return self.emit(kind, (x,), op.level, op.scale, plain=plain, plain_scale=op.scale)
+        return self.emit(kind, (x,), op.level, op.scale, step=step)
+
+
+def lower(packed: Packed, chain: Chain) -> Levelled:
+    """The levelled program. The chain must be as deep as the program: see `parameters.plan`."""
+    return _Lowering(packed, chain).run()
+
+
+def check(program: Levelled) -> None:
+    """Raises ValueError for the first operation that breaks a rule of CKKS: levels, scales, parts of ciphertexts."""
+    chain, sizes = program.chain, list[int]()
+    for i, op in enumerate(program.ops):
+        operands = [program.ops[a] for a in op.args]
+        size = max((sizes[a] for a in op.args), default=2)
+        wrong = _broken(op, operands, size, chain)
+        if wrong:
+            raise ValueError(f"operation %{i} ({op.kind}): {wrong}")
+        sizes.append(3 if op.kind == "mul" else 2 if op.kind == "relinearise" else size)
+    for i in program.outputs:
+        if sizes[i] != 2:
+            raise ValueError(f"output %{i} is not relinearised")
+
+
+def _broken(op: LevelledOp, operands: Sequence[LevelledOp], size: int, chain: Chain) -> str | None:
+    if not 0 <= op.level < len(chain.primes):
+        return f"there is no level {op.level}"
+    if op.kind == "input":
+        return None
+    x = operands[0]
+    drops = op.kind in ("rescale", "mod_switch")
+    if any(o.level != op.level + drops for o in operands):
+        return f"its operands are on levels {[o.level for o in operands]}"
+    if op.kind in ("rotate", "mul", "mul_plain", "rescale", "mod_switch") and size != 2:
+        return "an operand is not relinearised"
+    if op.kind in ("add", "sub") and len({o.scale for o in operands}) != 1:
+        return f"its operands have scales {[o.scale for o in operands]}"
+    expected = {
+        "mul": float(np.prod([o.scale for o in operands])),
+        "mul_plain": x.scale * op.plain_scale,
+        "rescale": x.scale / chain.primes[min(op.level + 1, len(chain.primes) - 1)],
+    }.get(op.kind, x.scale)
+    if not np.isclose(op.scale, expected, rtol=1e-12, atol=0):
+        return f"its scale is {op.scale!r}, and not {expected!r}"
+    if op.kind == "add_plain" and op.plain_scale != x.scale:
+        return f"its plaintext has scale {op.plain_scale!r}, and the operand {x.scale!r}"
+    return None

@@ -1,0 +1,1 @@
+"""How tensors lie in slots, and how affine maps are computed there."""

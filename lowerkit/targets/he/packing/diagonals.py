@@ -1,0 +1,97 @@
+"""Affine maps of an encrypted vector by its generalised diagonals.
+
+Output o shall stand in slot d. Its product with the element in slot s (or in any copy of it) is made by rotating
+the vector by k = s - d and multiplying with a plaintext; all pairs with the same k share the rotation and the
+product (Halevi and Shoup, Algorithms in HElib, CRYPTO 2014, section 4.3). Two refinements keep rotations few:
+
+- *Folding by F*: k is taken modulo F, so that partial sums for o end in slots d, d + F, d + 2F, ... of the period;
+  log2(period / F) rotations then add these up. With F = 1 that is one product and a sum over all slots (GAZELLE,
+  Juvekar et al., USENIX Security 2018, section 4.2, is the general case).
+- *Baby steps and giant steps*: k = g n + b; the vector is rotated by the b only, and sums over b are rotated by the
+  g n, plaintexts being rotated back beforehand: 2 sqrt(#k) rotations instead of #k.
+
+Where the vector holds copies, outputs may be spread over several of them: all share the same rotations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from lowerkit.targets.he.packed import Packed
+from lowerkit.targets.he.packing.layout import Layout
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """How an affine map is computed; see the module.
+
+    Attributes:
+        fold: F, a power of two that divides the source's period.
+        places: int64 [outputs]: wanted slot of each output; below F within its copy of the source.
+        copies: how many copies of the source one copy of the outputs takes, a power of two. The outputs are
+            repeated all round.
+        giant: n.
+    """
+
+    fold: int
+    places: np.ndarray
+    copies: int
+    giant: int = 1
+
+    def layout(self, source: Layout) -> Layout:
+        """Of the product."""
+        period = self.fold if self.copies == 1 else self.copies * source.period
+        clean = self.fold == source.period or (self.copies == 1 and len(self.places) == self.fold)
+        return Layout(source.slots, self.places, period, clean)
+
+
+def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> np.ndarray:
+    """k of every non-zero element of the matrix, in CSR order; int64."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    found: np.ndarray = (source.places[matrix.indices] - plan.places[rows]) % plan.fold
+    return found
+
+
+def giant_steps(steps: np.ndarray) -> list[int]:
+    """Giant steps that are worth a try for the set of `steps`."""
+    return sorted({2**i for i in range(14)} | {int(np.ceil(np.sqrt(max(len(steps), 1))))})
+
+
+def rotations(steps: np.ndarray, giant: int) -> tuple[int, int]:
+    """Baby and giant rotations for the set of `steps`."""
+    return int(np.count_nonzero(np.unique(steps % giant))), int(np.count_nonzero(np.unique(steps // giant)))
+
+
+def diagonals(
+    program: Packed, x: int, matrix: sparse.csr_array, source: Layout, plan: Diagonals
+) -> tuple[int, Layout]:
+    """Emit matrix @ x. Returns the product and its layout."""
+    slots, period = program.slots, source.period
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    steps = offsets(matrix, source, plan)
+    block = plan.places[rows] // period * period
+    target = block + (source.places[matrix.indices] - steps) % period
+    copies = np.arange(source.copies // plan.copies) * plan.copies * period
+    giants = steps // plan.giant
+    sums: list[int] = []
+    for giant in np.unique(giants):
+        shift = int(giant) * plan.giant
+        parts = []
+        for step in np.unique(steps[giants == giant]):
+            here = steps == step
+            weights = np.zeros(slots)
+            weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(
+                matrix.data[here], len(copies)
+            )
+            turned = program.rotate(x, int(step) - shift)
+            parts.append(program.mul_plain(turned, np.roll(weights, shift)))
+        sums.append(program.rotate(program.total(parts), shift))
+    total = program.total(sums) if sums else program.mul_plain(x, np.zeros(slots))
+    span = plan.fold
+    while span < period:
+        total = program.add(total, program.rotate(total, span))
+        span *= 2
+    return total, plan.layout(source)

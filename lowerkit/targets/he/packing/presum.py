@@ -1,0 +1,84 @@
+"""Sums that a matrix takes anyway, taken before it: average pooling, and any columns that are equal.
+
+Where the columns of several elements are equal, the matrix sees their sum alone. If these elements lie at the same
+distances everywhere, a few rotations sum all of them at once, at no level, and the matrix is narrower by as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from lowerkit.targets.he.packed import Packed
+from lowerkit.targets.he.packing.layout import Layout
+
+
+def equal_columns(matrix: sparse.csr_array) -> np.ndarray | None:
+    """Sets of equal columns that are not 0, int64 [sets, members], where all have the same size, 2, 4, 8, ...
+
+    None where they do not. Sets are in order of their first members, and members in order.
+    """
+    columns = sparse.csc_array(matrix)
+    columns.sort_indices()
+    found: dict[tuple[bytes, bytes], list[int]] = {}
+    for j in range(columns.shape[1]):
+        part = slice(columns.indptr[j], columns.indptr[j + 1])
+        if part.start != part.stop:
+            key = (columns.indices[part].tobytes(), columns.data[part].tobytes())
+            found.setdefault(key, []).append(j)
+    sizes = {len(members) for members in found.values()}
+    if len(sizes) != 1 or (size := sizes.pop()) == 1 or size & (size - 1):
+        return None
+    return np.array(list(found.values()))
+
+
+@dataclass(frozen=True)
+class Presum:
+    """Rotations that sum the sets, and what is left.
+
+    Attributes:
+        steps: x becomes x + rotate(x, step) for each.
+        matrix: the columns of the sets' first members.
+        layout: of the sums.
+    """
+
+    steps: tuple[int, ...]
+    matrix: sparse.csr_array
+    layout: Layout
+
+    def emit(self, program: Packed, x: int) -> int:
+        """The sums of x."""
+        for step in self.steps:
+            x = program.add(x, program.rotate(x, step))
+        return x
+
+
+def presum(matrix: sparse.csr_array, sets: np.ndarray, source: Layout) -> Presum | None:
+    """The rotations for sets of equal columns, or None where these do not lie alike."""
+    places = np.sort(source.places[sets], axis=1)
+    distances = places - places[:, :1]
+    if np.any(distances != distances[0]):
+        return None
+    steps = _basis(distances[0].tolist())
+    if steps is None:
+        return None
+    members = sets.shape[1]
+    around = np.array_equal(distances[0], np.arange(members) * (source.period // members))
+    period = source.period // members if around else source.period
+    kept = sparse.csr_array(sparse.csc_array(matrix)[:, sets[:, 0]])
+    return Presum(steps, kept, Layout(source.slots, places[:, 0], period, clean=False))
+
+
+def _basis(distances: list[int]) -> tuple[int, ...] | None:
+    """Numbers whose subset sums are `distances`, which are sorted and start with 0."""
+    basis: list[int] = []
+    sums = [0]
+    while len(sums) < len(distances):
+        step = next(d for d in distances if d not in sums)
+        basis.append(step)
+        sums = sorted([*sums, *(s + step for s in sums)])
+        if not set(sums) <= set(distances):
+            return None
+    return tuple(basis)

@@ -1,0 +1,118 @@
+"""Files between client and server: versioned, bound to one circuit and one key, whole or refused.
+
+    LKHE <length of the header> <header, JSON> <parts, one after the other>
+
+The header names the kind of file, the circuit's hash, the key's number, the length of each part and the SHA-256 of
+all parts together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAGIC, FORMAT = b"LKHE", 1
+SECRET, EVALUATION, QUERY, ANSWER = "secret key", "evaluation keys", "query", "answer"
+_LONGEST_HEADER = 1 << 20
+
+
+class RunError(Exception):
+    """One line that says what is wrong with a file, an input or the machine."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What a file holds.
+
+    Attributes:
+        kind: SECRET, EVALUATION, QUERY or ANSWER.
+        circuit: SHA-256 of the circuit that it is for.
+        key: number of the secret key that it belongs to.
+        parts: serialised keys or ciphertexts.
+    """
+
+    kind: str
+    circuit: str
+    key: str
+    parts: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """The file's bytes."""
+        digest = hashlib.sha256(b"".join(self.parts)).hexdigest()
+        header = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "circuit": self.circuit,
+            "key": self.key,
+            "lengths": [len(part) for part in self.parts],
+            "sha256": digest,
+        }
+        text = json.dumps(header).encode()
+        return b"".join([MAGIC, struct.pack("<I", len(text)), text, *self.parts])
+
+
+def unpack(
+    data: bytes, kind: str, circuit: str, key: str | None = None, source: str = "the message"
+) -> Parcel:
+    """The parcel in `data`, which must be of that kind, for that circuit and, if given, of that key.
+
+    Raises RunError that says what does not fit.
+    """
+    start = len(MAGIC) + 4
+    if data[: len(MAGIC)] != MAGIC or len(data) < start:
+        raise RunError(f"{source} is no key or ciphertext file of lowerkit, or is cut off")
+    (length,) = struct.unpack("<I", data[len(MAGIC) : start])
+    try:
+        header: Any = json.loads(data[start : start + length]) if length <= _LONGEST_HEADER else None
+        found, of, number = header["kind"], header["circuit"], header["key"]
+        version, lengths, digest = header["format"], header["lengths"], header["sha256"]
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{source} is damaged or cut off: it has no valid header") from None
+    if version != FORMAT:
+        raise RunError(f"{source} has format {version}, and this program reads format {FORMAT}")
+    if found != kind:
+        raise RunError(f"{source} holds a {found}, and a {kind} is wanted")
+    if of != circuit:
+        raise RunError(f"{source} is for circuit {of[:12]}, and this is circuit {circuit[:12]}")
+    if key is not None and number != key:
+        raise RunError(f"{source} belongs to key {number[:12]}, and the keys at hand are {key[:12]}")
+    body = data[start + length :]
+    if len(body) != sum(lengths):
+        raise RunError(
+            f"{source} has {len(body)} bytes of data, and {sum(lengths)} are wanted: it is cut off"
+        )
+    if hashlib.sha256(body).hexdigest() != digest:
+        raise RunError(f"{source} is damaged: its SHA-256 is not the one that it states")
+    return Parcel(kind, of, number, tuple(_split(body, lengths)))
+
+
+def _split(body: bytes, lengths: Sequence[int]) -> list[bytes]:
+    ends = [0]
+    for length in lengths:
+        ends.append(ends[-1] + length)
+    return [body[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def read(path: str | Path) -> bytes:
+    """All of a file. Raises RunError."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def write(path: str | Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file; a `private` one that its owner alone may read. Raises RunError."""
+    try:
+        mode = 0o600 if private else 0o644
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,211 @@
+"""The side of whoever owns the model: evaluates the circuit on ciphertexts, with public keys alone.
+
+    python -m server evaluate EVALUATION.KEYS QUERY ANSWER [--quiet]
+    python -m server serve EVALUATION.KEYS (--port N | --socket PATH)
+
+Run it in the folder above `server`. `serve` answers POST requests, whose body is a query, on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import json
+import socket
+import socketserver
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .execute import Circuit, Progress
+from .files import ANSWER, EVALUATION, QUERY, Parcel, RunError, read, unpack, write
+from .scheme import Parameters, Scheme, checked_level, dumped
+
+DESCRIPTION, CIRCUIT = "server.json", "circuit.npz"
+
+
+class SealEngine:
+    """`execute.Engine` by SEAL."""
+
+    def __init__(self, scheme: Scheme, relinearisation: Any, rotation: Any) -> None:
+        self.scheme, self._relinearisation, self._rotation = scheme, relinearisation, rotation
+        self._evaluator: Any = scheme.seal.Evaluator(scheme.context)
+        self.encode = scheme.encode
+        self.add, self.sub = self._evaluator.add, self._evaluator.sub
+        self.add_plain, self.mod_switch = self._evaluator.add_plain, self._evaluator.mod_switch_to_next
+
+    def add_into(self, x: Any, y: Any) -> Any:
+        self._evaluator.add_inplace(x, y)
+        return x
+
+    def mul(self, x: Any, y: Any, scale: float) -> Any:
+        return _at(self._evaluator.square(x) if x is y else self._evaluator.multiply(x, y), scale)
+
+    def mul_plain(self, x: Any, plain: Any, scale: float) -> Any:
+        return _at(self._evaluator.multiply_plain(x, plain), scale)
+
+    def rotate(self, x: Any, step: int) -> Any:
+        return self._evaluator.rotate_vector(x, step, self._rotation)
+
+    def relinearise(self, x: Any) -> Any:
+        return self._evaluator.relinearize(x, self._relinearisation)
+
+    def rescale(self, x: Any, scale: float) -> Any:
+        return _at(self._evaluator.rescale_to_next(x), scale)
+
+
+def _at(ciphertext: Any, scale: float) -> Any:
+    """The ciphertext with the planned scale, from which its own differs by rounding alone."""
+    assert abs(ciphertext.scale() / scale - 1) < 1e-9
+    ciphertext.scale(scale)
+    return ciphertext
+
+
+class Server:
+    """Evaluates one circuit for one key; `directory` is an artifact's `server`."""
+
+    def __init__(self, directory: Path, keys: bytes, source: str = "the evaluation keys") -> None:
+        self.description: dict[str, Any] = json.loads(read(directory / DESCRIPTION))
+        self.circuit: str = self.description["circuit"]
+        parcel = unpack(keys, EVALUATION, self.circuit, source=source)
+        self.key = parcel.key
+        self.scheme = Scheme(Parameters.read(self.description["parameters"]))
+        context = self.scheme.context
+        relinearisation = self.scheme.loaded(context.from_relin_str, parcel.parts[0], source)
+        rotation = self.scheme.loaded(context.from_galois_str, parcel.parts[1], source)
+        with np.load(directory / CIRCUIT, allow_pickle=False) as stored:
+            self.program = Circuit(
+                stored["ops"],
+                stored["scales"],
+                stored["plains"],
+                stored["outputs"].tolist(),
+                SealEngine(self.scheme, relinearisation, rotation),
+            )
+
+    def evaluate(self, query: bytes, source: str = "the query", progress: Progress | None = None) -> bytes:
+        """An answer's bytes for a query's. Raises RunError for a query of another circuit or key."""
+        parcel = unpack(query, QUERY, self.circuit, self.key, source)
+        inputs = self.description["inputs"]
+        if len(parcel.parts) != len(inputs):
+            raise RunError(f"{source} holds {len(parcel.parts)} ciphertexts, and {len(inputs)} are wanted")
+        ciphertexts = []
+        for port, part in zip(inputs, parcel.parts, strict=True):
+            ciphertext = self.scheme.loaded(self.scheme.context.from_cipher_str, part, source)
+            checked_level(self.scheme, ciphertext, port["level"], port["scale"], source)
+            ciphertexts.append(ciphertext)
+        found = self.program.run(ciphertexts, progress)
+        return Parcel(ANSWER, self.circuit, self.key, tuple(dumped(c) for c in found)).pack()
+
+
+def bar(stream: Any, width: int = 40) -> Progress:
+    """A progress bar on a terminal."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        full = width * done // total
+        if full != shown:
+            shown = full
+            stream.write(
+                f"\r[{'#' * full}{'.' * (width - full)}] {done}/{total}" + ("\n" if done == total else "")
+            )
+            stream.flush()
+
+    return show
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers a query, or 400 with one line that says why not."""
+
+    server: _Listener
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > self.server.most:
+            return self._send(400, f"a query has at most {self.server.most} bytes".encode())
+        try:
+            self._send(200, self.server.answers.evaluate(self.rfile.read(length)))
+        except RunError as error:
+            self._send(400, str(error).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a line for each request is for whoever stands in front."""
+
+    def address_string(self) -> str:
+        return "client"
+
+
+class _Listener(socketserver.TCPServer):
+    """One request at a time: an evaluation takes a core and much memory."""
+
+    allow_reuse_address = True
+
+    def __init__(self, answers: Server, address: tuple[str, int] | str) -> None:
+        self.answers = answers
+        # Ciphertexts of all primes but one, their headers, and the file's.
+        primes = len(answers.scheme.parameters.primes) - 1
+        each = 2 * primes * answers.scheme.parameters.degree * 8 + 4096
+        self.most = len(answers.description["inputs"]) * each + (1 << 20)
+        if isinstance(address, str):
+            self.address_family = socket.AF_UNIX
+        super().__init__(address, _Handler)  # type: ignore[arg-type]
+
+
+def serve(server: Server, address: tuple[str, int] | str) -> None:
+    """Answer queries at (host, port) or at a Unix socket's path until interrupted. Raises RunError."""
+    try:
+        listener = _Listener(server, address)
+    except OSError as error:
+        raise RunError(f"cannot listen at {address}: {error.strerror or error}") from None
+    with listener:
+        print(f"server: listening at {listener.server_address}", file=sys.stderr, flush=True)
+        try:
+            listener.serve_forever()
+        except KeyboardInterrupt:
+            return
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Exit code 2 on a refusal."""
+    parser = argparse.ArgumentParser(
+        prog="server", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("evaluate")
+    for operand in ("keys", "query", "answer"):
+        command.add_argument(operand, type=Path)
+    command.add_argument("--quiet", action="store_true")
+    command = commands.add_parser("serve")
+    command.add_argument("keys", type=Path)
+    place = command.add_mutually_exclusive_group(required=True)
+    place.add_argument("--port", type=int)
+    place.add_argument("--socket", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        server = Server(Path(__file__).resolve().parent, read(given.keys), str(given.keys))
+        if given.command == "serve":
+            serve(server, str(given.socket) if given.socket else ("127.0.0.1", given.port))
+            return 0
+        shown = not given.quiet and sys.stderr.isatty()
+        start = time.perf_counter()
+        answer = server.evaluate(read(given.query), str(given.query), bar(sys.stderr) if shown else None)
+        if not given.quiet:
+            print(f"server: evaluated in {time.perf_counter() - start:.3f} s", file=sys.stderr)
+        write(given.answer, answer)
+    except RunError as error:
+        print(f"server: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

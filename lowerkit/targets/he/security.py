@@ -1,0 +1,47 @@
+"""Which moduli are secure at 128 bits: a table, and the refusal of everything above it.
+
+Bossuat, Cammarota, Chillotti, Curtis, Dai, Gong, Hales, Kim, Kumara, Lee, Lu, Maple, Pedrouzo-Ulloa, Player, Polyakov,
+Lopez, Song and Yhee, Security Guidelines for Implementing Homomorphic Encryption, IACR Communications in Cryptology
+1(4), 2024 (eprint 2024/463), table 5.2: classical attacks, uniform ternary secret, errors of standard deviation 3.19.
+It is stricter everywhere than the HomomorphicEncryption.org standard of 2018 (27, 54, 109, 218, 438 and 881 bits up
+to N = 32768), which libraries check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lowerkit.errors import UnsupportedError
+
+#: Ring degree -> most bits of the product of all primes, those of key switching included.
+MOST_BITS: Mapping[int, int] = {
+    1 << 10: 26,
+    1 << 11: 53,
+    1 << 12: 106,
+    1 << 13: 214,
+    1 << 14: 430,
+    1 << 15: 868,
+    1 << 16: 1747,
+    1 << 17: 3523,
+}
+
+
+def bits(primes: Sequence[int]) -> int:
+    """Bits of the primes' product."""
+    return math.prod(primes).bit_length()
+
+
+def is_secure(degree: int, primes: Sequence[int]) -> bool:
+    """Whether a uniform ternary secret in the ring of that degree keeps 128 bits under all of `primes`."""
+    return bits(primes) <= MOST_BITS.get(degree, 0)
+
+
+def check(degree: int, primes: Sequence[int]) -> None:
+    """Raises UnsupportedError for parameters below 128 bits."""
+    if not is_secure(degree, primes):
+        raise UnsupportedError(
+            f"target 'he': a modulus of {bits(primes)} bits is not secure at 128 bits in the ring of degree {degree}, "
+            f"which takes {MOST_BITS.get(degree, 0)} at most",
+            hint="take a larger ring, or the option insecure_for_testing, which marks the artifact",
+        )

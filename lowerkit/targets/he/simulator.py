@@ -1,0 +1,128 @@
+"""Runs a levelled program in numpy, with the noise that encryption would add.
+
+Every slot has normal noise of the standard deviation that the operations of RNS-CKKS are known to add, after Kim,
+Papadimitriou and Polyakov, Approximate Homomorphic Encryption with Reduced Approximation Error (CT-RSA 2022), section
+2, and Costache et al., On the Precision Loss in Approximate Homomorphic Encryption (SAC 2023), section 4. A polynomial
+whose coefficients have variance v has slots whose real part has variance N v / 2. The secret is uniform ternary, of
+squared norm 2 N / 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowerkit.targets.he.levelled import Chain, Levelled
+from lowerkit.targets.he.runtime.execute import Circuit
+from lowerkit.targets.he.stored import stored
+
+#: Standard deviation of a fresh error's coefficients.
+ERROR = 3.24
+
+
+@dataclass(frozen=True)
+class Vector:
+    """What a ciphertext stands for: slots, level and scale."""
+
+    numbers: np.ndarray
+    level: int
+    scale: float
+
+
+class SimulatorEngine:
+    """`execute.Engine` in numpy. With `noisy` False it computes exactly.
+
+    Raises ValueError where levels or scales do not agree.
+    """
+
+    def __init__(self, chain: Chain, *, noisy: bool = True, seed: int = 0) -> None:
+        self.chain, self.noisy = chain, noisy
+        self._random = np.random.default_rng(seed)
+        degree = chain.degree
+        #: Variance of coefficients after division and rounding, by 1/12 per part.
+        self._rounding = (1 + 2 * degree / 3) / 12
+        self._special = float(chain.special)
+
+    def encrypt(self, numbers: np.ndarray, level: int, scale: float) -> Vector:
+        """Under the secret key."""
+        return Vector(self._noisy(np.asarray(numbers, np.float64), ERROR**2 + 1 / 12, scale), level, scale)
+
+    def encode(self, numbers: np.ndarray | float, level: int, scale: float) -> Vector:
+        if np.ndim(numbers) == 0:  # one number is one coefficient
+            return Vector(np.full(self.chain.slots, round(float(numbers) * scale) / scale), level, scale)
+        return Vector(self._noisy(np.asarray(numbers), 1 / 12, scale), level, scale)
+
+    def add(self, x: Vector, y: Vector) -> Vector:
+        return Vector(x.numbers + y.numbers, x.level, _same(x, y))
+
+    def add_into(self, x: Vector, y: Vector) -> Vector:
+        return self.add(x, y)
+
+    def sub(self, x: Vector, y: Vector) -> Vector:
+        return Vector(x.numbers - y.numbers, x.level, _same(x, y))
+
+    def mul(self, x: Vector, y: Vector, scale: float) -> Vector:
+        return self._product(x, y, scale)
+
+    def add_plain(self, x: Vector, plain: Vector) -> Vector:
+        return self.add(x, plain)
+
+    def mul_plain(self, x: Vector, plain: Vector, scale: float) -> Vector:
+        return self._product(x, plain, scale)
+
+    def rotate(self, x: Vector, step: int) -> Vector:
+        return self._switched(Vector(np.roll(x.numbers, -step), x.level, x.scale))
+
+    def relinearise(self, x: Vector) -> Vector:
+        return self._switched(x)
+
+    def rescale(self, x: Vector, scale: float) -> Vector:
+        _near(scale, x.scale / self.chain.primes[x.level])
+        return Vector(self._noisy(x.numbers, self._rounding, scale), x.level - 1, scale)
+
+    def mod_switch(self, x: Vector) -> Vector:
+        return Vector(x.numbers, x.level - 1, x.scale)
+
+    def _product(self, x: Vector, y: Vector, scale: float) -> Vector:
+        if x.level != y.level:
+            raise ValueError(f"a product of levels {x.level} and {y.level}")
+        _near(scale, x.scale * y.scale)
+        return Vector(x.numbers * y.numbers, x.level, scale)
+
+    def _switched(self, x: Vector) -> Vector:
+        """Key switching: digits, uniform from 0 to each prime, times errors, divided by the special prime."""
+        digits = sum(float(q) ** 2 for q in self.chain.primes[: x.level + 1]) / 3
+        variance = self.chain.degree * digits * ERROR**2 / self._special**2 + self._rounding
+        return Vector(self._noisy(x.numbers, variance, x.scale), x.level, x.scale)
+
+    def _noisy(self, numbers: np.ndarray, variance: float, scale: float) -> np.ndarray:
+        if not self.noisy:
+            return numbers
+        deviation = np.sqrt(self.chain.degree / 2 * variance) / scale
+        return numbers + self._random.normal(0.0, deviation, self.chain.slots)
+
+
+def _same(x: Vector, y: Vector) -> float:
+    if x.level != y.level or x.scale != y.scale:
+        raise ValueError(f"a sum of levels {x.level} and {y.level}, scales {x.scale!r} and {y.scale!r}")
+    return x.scale
+
+
+def _near(scale: float, expected: float) -> None:
+    if not np.isclose(scale, expected, rtol=1e-9, atol=0):
+        raise ValueError(f"a scale is {scale!r}, and not {expected!r}")
+
+
+def simulate(
+    program: Levelled, inputs: Sequence[np.ndarray], *, noisy: bool = True, seed: int = 0
+) -> list[np.ndarray]:
+    """The value of every operation, float64 [slots] each, for the vectors of the inputs in order."""
+    engine = SimulatorEngine(program.chain, noisy=noisy, seed=seed)
+    circuit = Circuit(**stored(program), engine=engine)
+    given = [op for op in program.ops if op.kind == "input"]
+    encrypted = [engine.encrypt(x, op.level, op.scale) for x, op in zip(inputs, given, strict=True)]
+    found: list[np.ndarray] = []
+    circuit.run(encrypted, observe=lambda _, value: found.append(value.numbers))
+    return found

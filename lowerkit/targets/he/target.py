@@ -1,0 +1,219 @@
+"""The he target: see the package's docstring."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
+from lowerkit.targets.base import CostTable, Progress, Runner, Target
+from lowerkit.targets.he import artifact, parameters, reading, report, simulator
+from lowerkit.targets.he.levelled import Levelled
+from lowerkit.targets.he.packing.network import PACKINGS
+from lowerkit.targets.he.parameters import Planned, Range
+from lowerkit.targets.he.program import Polynomial
+from lowerkit.targets.he.runtime.files import RunError
+from lowerkit.targets.he.sizes import sizes
+
+#: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator.
+FUNCTIONS: Mapping[str, str] = {
+    "erf": "Erf",
+    "gelu": "Gelu",
+    "mish": "Mish",
+    "sigmoid": "Sigmoid",
+    "silu": "Silu",
+    "softplus": "Softplus",
+    "tanh": "Tanh",
+}
+
+
+class HeTarget(Target):
+    """Writes a client and a server that compute on CKKS ciphertexts. Options: see `docs/he.md`."""
+
+    name = "he"
+    summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
+    defaults: ClassVar[Mapping[str, str]] = dict.fromkeys(FUNCTIONS, "interval-poly")
+    expands = frozenset({"Attention"})
+    must_lower = frozenset(FUNCTIONS.values())
+    native = frozenset(f"{reading.POLYNOMIAL}{op}" for op in FUNCTIONS.values())
+    #: The lowered graph is in float32; what noise costs is for the option precision and the report.
+    tolerance = 1e-2
+    options: ClassVar[Mapping[str, Any]] = {
+        "ring": 0,
+        "scale": 0,
+        "head": 0,
+        "packing": "auto",
+        "precision": 1e-4,
+        "margin": 1.5,
+        "ranges": {},
+        "max_memory": 0,
+        "insecure_for_testing": False,
+    }
+
+    def blocker(self, node: ir.Node) -> str | None:
+        """Operators that are no polynomial."""
+        return reading.reason(node)
+
+    def complete(
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
+    ) -> dict[str, Any]:
+        """The options with the inputs' ranges, the ring and the scale."""
+        merged = _checked(options)
+        seen = {name: _widened([s[name] for s in samples], merged["margin"]) for name in samples[0]}
+        merged["ranges"] = {**seen, **merged["ranges"]}
+        program = reading.read(model)
+        completed = parameters.plan(program, samples, merged["ranges"], merged)
+        if merged["max_memory"]:
+            _check_memory(parameters.build(program, completed).levelled, merged["max_memory"])
+        return completed
+
+    def planned(self, model: ir.Model, options: Mapping[str, Any]) -> Planned:
+        """The packed and the levelled program of a lowered graph, for complete options."""
+        return parameters.build(reading.read(model), _checked(options))
+
+    def emit(
+        self,
+        model: ir.Model,
+        options: Mapping[str, Any],
+        directory: Path,
+        progress: Progress | None = None,
+    ) -> Mapping[str, Any]:
+        """Write `client/` and `server/`."""
+        merged = _checked(options)
+        artifact.write(
+            model,
+            self.planned(model, merged),
+            merged["ranges"],
+            directory,
+            insecure=merged["insecure_for_testing"],
+        )
+        return merged
+
+    def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
+        """Client and server with fresh keys: every run encrypts, evaluates and decrypts."""
+        return _Both(directory)
+
+    def costs(self, directory: Path) -> tuple[CostTable, ...]:
+        """Operations by layer."""
+        from lowerkit.artifact import Artifact
+
+        loaded = Artifact.load(directory)
+        return (report.table(self.planned(loaded.model(), loaded.plan.options).levelled),)
+
+    def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
+        """The simulator, with noise as of encryption, which sees intermediate values too."""
+        planned = self.planned(model, options)
+        network, lowered = planned.network, planned.levelled
+        shapes = {v.name: tuple(v.shape.numpy()) for v in _values(model) if v.shape is not None}
+        names = dict.fromkeys([*network.outputs, *(tap for tap in taps if tap in network.values)])
+
+        def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = simulator.simulate(lowered, parameters.vectors_of(network, inputs))
+            _check_intervals(planned, found)
+            values = {name: found[lowered.origin[network.values[name]]] for name in names}
+            places = {name: network.layouts[name].places for name in names}
+            return {n: x[places[n]].reshape(shapes[n]).astype(np.float32) for n, x in values.items()}
+
+        return run
+
+
+class _Both:
+    """Both sides of an artifact, through what their commands call."""
+
+    def __init__(self, directory: Path) -> None:
+        from lowerkit.targets.he.runtime.client import Client
+        from lowerkit.targets.he.runtime.server import Server
+
+        try:
+            self.client = Client(directory / "client")
+            _, public = self.client.generate()
+            self.server = Server(directory / "server", public)
+        except RunError as error:
+            if "pip install" in str(error):
+                raise ToolError(str(error)) from None
+            raise ArtifactError(str(error)) from None
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            query = self.client.encrypt(inputs)
+        except RunError as error:
+            raise DataError(
+                str(error), hint="compile with calibration data like it, or more margin"
+            ) from None
+        try:
+            return self.client.decrypt(self.server.evaluate(query))
+        except RunError as error:
+            raise ArtifactError(str(error)) from None
+
+
+def _check_intervals(planned: Planned, found: Sequence[np.ndarray]) -> None:
+    """Warn of the first polynomial whose operand leaves [-1, 1], to which its interval was mapped."""
+    for step in planned.program.steps:
+        if isinstance(step, Polynomial):
+            operand = found[planned.levelled.origin[planned.network.values[step.value]]]
+            # Noise may carry a number at the interval's end a little beyond it.
+            if (reach := float(np.abs(operand).max())) > 1 + 1e-3:
+                warnings.warn(
+                    f"node '{step.node}': its input leaves the interval of its polynomial, {reach:.3g} times as "
+                    "far from the middle as the end; compile with calibration data like it, or a larger margin",
+                    LowerkitWarning,
+                    stacklevel=3,
+                )
+                return
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [value for node in model.graph for value in node.outputs]
+
+
+def _widened(arrays: Sequence[np.ndarray], margin: float) -> Range:
+    """The arrays' range, `margin` times as wide about its middle."""
+    low, high = min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)
+    half = max(margin * (high - low) / 2, 1e-6)
+    return ((low + high) / 2 - half, (low + high) / 2 + half)
+
+
+def _check_memory(program: Levelled, most: float) -> None:
+    """Raises UnsupportedError where the server would hold more than `most` GiB."""
+    needed = sizes(program).server / 2**30
+    if needed > most:
+        raise UnsupportedError(
+            f"target 'he': the server would hold {needed:.3g} GiB, and the option max_memory is {most:g}",
+            hint="give it more, or compile for a smaller --shape or another packing",
+        )
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options. Raises PlanError for one that cannot be."""
+    if unknown := sorted(set(options) - set(HeTarget.options)):
+        hint = f"its options: {', '.join(HeTarget.options)}"
+        raise PlanError(f"the he target has no option '{unknown[0]}'", hint=hint)
+    merged = {**HeTarget.options, **options}
+    if merged["ring"] not in (0, *parameters.DEGREES):
+        degrees = ", ".join(map(str, parameters.DEGREES))
+        raise PlanError(
+            f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
+        )
+    for key in ("scale", "head"):
+        value, longest = merged[key], parameters.LONGEST - 1
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= longest:
+            raise PlanError(f"option {key} must be a number of bits up to {longest}, or 0, not {value!r}")
+    for key, least, most in (("precision", 0.0, 1e6), ("margin", 1.0, 100.0), ("max_memory", 0.0, 1e6)):
+        value = merged[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise PlanError(f"option {key} must be a number from {least:g} to {most:g}, not {value!r}")
+    if merged["packing"] not in PACKINGS:
+        raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {merged['packing']!r}")
+    if not isinstance(merged["insecure_for_testing"], bool):
+        raise PlanError("option insecure_for_testing must be true or false")
+    return merged

@@ -1,0 +1,53 @@
+"""What these tests share: planning of small graphs, and encrypted runs in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lowerkit.targets.he.target import HeTarget
+
+MLP = """(float[1,12] x) => (float[1,3] y) {
+    h0 = MatMul (x, w1)
+    h = Add (h0, b1)
+    s = Mul (h, h)
+    y0 = MatMul (s, w2)
+    y = Add (y0, b2)
+}"""
+
+
+def mlp_weights(seed: int = 3) -> dict[str, np.ndarray]:
+    """For MLP, with 8 hidden units."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        return (0.4 * rng.standard_normal(shape)).astype(np.float32)
+
+    return {"w1": draw(12, 8), "b1": draw(8), "w2": draw(8, 3), "b2": draw(3)}
+
+
+def uniform(model: ir.Model, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Samples in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    shapes = {v.name: tuple(v.shape.numpy()) for v in model.graph.inputs}
+    return [
+        {name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(count)
+    ]
+
+
+def completed(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> dict[str, Any]:
+    """Options as the planner completes them."""
+    return HeTarget().complete(model, samples, {"margin": 1.0, **options})
+
+
+def emitted(model: ir.Model, directory: Path, **options: Any) -> Path:
+    """An emitted client and server."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = HeTarget()
+    target.emit(model, completed(model, uniform(model, 4), **options), directory)
+    return directory

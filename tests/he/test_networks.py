@@ -1,0 +1,104 @@
+"""Trained networks, compiled by the pipeline and really encrypted."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from he_models import mlp_weights, uniform
+from helpers import parse
+
+import lowerkit.api
+from lowerkit.errors import LowerkitWarning, UnsupportedError
+from lowerkit.passes.registry import make
+from lowerkit.targets.he.target import HeTarget
+
+pytest.importorskip("seal", reason="SEAL is missing: pip install seal-python")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CALIBRATION = EXAMPLES / "data" / "fashion_calibration.npz"
+
+
+def _compiled(name: str, output: Path, **options: object) -> lowerkit.Artifact:
+    return lowerkit.api.compile(
+        EXAMPLES / "models" / f"{name}.onnx",
+        output,
+        "he",
+        calibration=CALIBRATION,
+        shape={"image": (1, 784)},
+        options=options,
+    )
+
+
+def _few(path: Path, count: int) -> tuple[Path, Path]:
+    with np.load(EXAMPLES / "data" / "fashion_test.npz") as images:
+        np.savez(path / "images.npz", image=images["image"][:count])
+    with np.load(EXAMPLES / "data" / "fashion_test_labels.npz") as labels:
+        np.savez(path / "labels.npz", labels=labels["labels"][:count])
+    return path / "images.npz", path / "labels.npz"
+
+
+def test_a_trained_mlp(tmp_path: Path) -> None:
+    artifact = _compiled("mlp_fashion_square", tmp_path / "out")
+    validation = lowerkit.api.validate(artifact, *_few(tmp_path, 10))
+    (output,) = validation.outputs
+    assert output.error.total is not None
+    assert output.error.total.max_abs <= 1e-4
+    assert output.agreement is not None
+    assert output.agreement.accuracy_artifact == output.agreement.accuracy_original
+    cost = lowerkit.targets.base.get_target("he").cost(artifact.directory)
+    assert cost is not None
+    assert cost.rows[-1][1:5] == (3, 12, 1, 26)
+
+
+@pytest.mark.slow
+def test_a_trained_convolutional_network(tmp_path: Path) -> None:
+    artifact = _compiled("lenet_fashion_square", tmp_path / "out")
+    validation = lowerkit.api.validate(artifact, *_few(tmp_path, 3), layers=False)
+    (output,) = validation.outputs
+    assert output.error.total is not None
+    assert output.error.total.max_abs <= 1e-4
+
+
+def test_a_relu_is_refused_with_what_would_help(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"'node_relu' \(Relu\): .* Relu is no polynomial"):
+        _compiled("mlp_fashion", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("function", ["Gelu", "Sigmoid", "Tanh"])
+def test_activations_become_polynomials_on_calibrated_intervals(function: str, tmp_path: Path) -> None:
+    model = parse(
+        f"(float[1,12] x) => (float[1,3] y) {{ h = MatMul (x, w) g = {function} (h) y = MatMul (g, v) }}",
+        w=mlp_weights()["w1"],
+        v=mlp_weights()["w2"],
+    )
+    ir.save(model, tmp_path / "model.onnx")
+    samples = {"x": np.concatenate([sample["x"] for sample in uniform(model, 16)])}
+    np.savez(tmp_path / "data.npz", **samples)
+    artifact = lowerkit.api.compile(
+        tmp_path / "model.onnx", tmp_path / "out", "he", calibration=tmp_path / "data.npz"
+    )
+    validation = lowerkit.api.validate(artifact, tmp_path / "data.npz")
+    (output,), (choice,) = validation.outputs, validation.choices
+    assert choice.method == "interval-poly"
+    assert choice.outside is None
+    assert output.error.arithmetic is not None
+    assert output.error.arithmetic.max_abs < 1e-4
+    assert output.error.method.max_abs < 0.1
+
+
+def test_numbers_beyond_a_polynomials_interval_are_flagged() -> None:
+    model = parse("(float[1,4] x) => (float[1,4] y) { y = Gelu (x) }")
+    make("gelu", "interval-poly", {"low": -1.0, "high": 1.0}).rewrite(model, next(iter(model.graph)))
+    target = HeTarget()
+    options = target.complete(model, [{"x": np.ones((1, 4), np.float32)}], {"ranges": {"x": [-2.0, 2.0]}})
+    probe = target.probe(model, options, [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LowerkitWarning)
+        probe({"x": np.ones((1, 4), np.float32)})
+    with pytest.warns(LowerkitWarning, match=r"leaves the interval of its polynomial, 1\.5 times"):
+        probe({"x": np.full((1, 4), 1.5, np.float32)})
