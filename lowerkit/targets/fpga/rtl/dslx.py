@@ -138,6 +138,9 @@ def _text(node: Node, of: Callable[[Node], str]) -> str:
         return f"(({a} {_INFIX[node.op]} {b}) as u1)"
     if node.op in ("shl", "shr"):
         held = args[0].range.union(node.range)
+        if (known := args[1].value) is not None and known > held.bits:
+            # XLS refuses to shift by more bits than there are.
+            held = held.union(Range(-(1 << (known - 1)), (1 << (known - 1)) - 1))
         count = _to(args[1], of(args[1]), args[1].range)
         return _convert(f"({_to(args[0], of(args[0]), held)} {_INFIX[node.op]} {count})", held, node.range)
     a, b = (_to(x, of(x), node.range) for x in args)
