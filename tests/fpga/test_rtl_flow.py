@@ -173,11 +173,12 @@ def test_a_missed_clock_is_refused(
 
 @placed
 def test_a_design_that_does_not_fit_is_refused() -> None:
-    """36 products at once, and 28 multipliers."""
-    x = Fixed(8, 2)
-    kernel = linear("dense", (2,), np.arange(11, 47).reshape(6, 6) * 2 + 1, x, Fixed(8, 1), x)[0]
+    """32 products at once, and 28 multipliers."""
+    x, weights = Fixed(8, 2), RNG.integers(-128, 128, (32, 32))
+    kernel = linear("dense", (2,), weights, x, Fixed(8, 1), x, reuse=32)[0]
+    frame, top = framed(print_rtl(kernel))
     with pytest.raises(UnsupportedError) as refused:
-        implement(print_rtl(kernel), "ecp5-25k", seeds=(1,))
+        implement(frame, "ecp5-25k", top=top, seeds=(1,))
     has = r"and ecp5-25k \(LFE5U-25F\) has 28, which is \d+"
     assert re.search(rf"needs \d+ multipliers \(MULT18X18D\), {has}", str(refused.value))
 
