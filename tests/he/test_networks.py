@@ -49,8 +49,7 @@ def test_a_trained_mlp(tmp_path: Path) -> None:
     assert output.error.total.max_abs <= 1e-4
     assert output.agreement is not None
     assert output.agreement.accuracy_artifact == output.agreement.accuracy_original
-    cost = lowerkit.targets.base.get_target("he").cost(artifact.directory)
-    assert cost is not None
+    (cost,) = lowerkit.targets.base.get_target("he").costs(artifact.directory)
     assert cost.rows[-1][1:5] == (3, 12, 1, 26)
 
 

@@ -15,7 +15,6 @@ first. At level 0 a last product with a plaintext may stay as it is, at the scal
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,13 +97,6 @@ class Levelled:
     outputs: list[int] = field(default_factory=list)
     origin: dict[int, int] = field(default_factory=dict)
 
-    def counts(self) -> dict[str, Counter[str]]:
-        """By layer, how many operations of each kind."""
-        found: dict[str, Counter[str]] = {}
-        for op in self.ops:
-            found.setdefault(op.layer, Counter())[op.kind] += 1
-        return found
-
     def steps(self) -> list[int]:
         """The rotations that need a key."""
         return sorted({op.step for op in self.ops if op.kind == "rotate"})
@@ -121,6 +113,13 @@ class Levelled:
         return "\n".join([*lines, f"return {', '.join(f'%{i}' for i in self.outputs)}"])
 
 
+def _parts(kind: str, operands: Sequence[int]) -> int:
+    """How many polynomials a ciphertext has, for its operands'."""
+    if kind in ("mul", "relinearise"):
+        return 3 if kind == "mul" else 2
+    return max(operands, default=2)
+
+
 class _Lowering:
     """Emits levelled operations, remembering what it made of each packed value."""
 
@@ -135,15 +134,8 @@ class _Lowering:
         self._lowered: dict[tuple[int, int], int] = {}
 
     def emit(self, kind: str, args: tuple[int, ...], level: int, scale: float, **more: Any) -> int:
-        size = (
-            3
-            if kind == "mul"
-            else 2
-            if kind == "relinearise"
-            else max((self.size[a] for a in args), default=2)
-        )
         self.out.ops.append(LevelledOp(kind, args, level, scale, layer=self.layer, **more))
-        self.size.append(size)
+        self.size.append(_parts(kind, [self.size[a] for a in args]))
         self.rests.append(scale == self.chain.scales[level])
         return len(self.out.ops) - 1
 
@@ -180,6 +172,10 @@ class _Lowering:
         a, b = self.out.ops[x], self.out.ops[y]
         if (a.level, a.scale) == (b.level, b.scale):
             return x, y
+        return self.resting(x, y)
+
+    def resting(self, x: int, y: int) -> tuple[int, int]:
+        """Both at rest, on the lower one's level."""
         x, y = self.rest(x), self.rest(y)
         level = min(self.out.ops[x].level, self.out.ops[y].level)
         return self.down(x, level), self.down(y, level)
@@ -196,9 +192,8 @@ class _Lowering:
                 x, y = self.together(*args)
                 made = self.emit(op.kind, (x, y), self.out.ops[x].level, self.out.ops[x].scale)
             elif op.kind == "mul":
-                x, y = (self.rest(a) for a in args)
-                level = min(self.out.ops[x].level, self.out.ops[y].level)
-                x, y = self.down(x, level), self.down(y, level)
+                x, y = self.resting(*args)
+                level = self.out.ops[x].level
                 made = self.emit("mul", (x, y), level, self.chain.scales[level] ** 2)
             else:
                 made = self._single(op.kind, self.rest(args[0]), op.step, op.plain)
@@ -228,11 +223,11 @@ def check(program: Levelled) -> None:
     chain, sizes = program.chain, list[int]()
     for i, op in enumerate(program.ops):
         operands = [program.ops[a] for a in op.args]
-        size = max((sizes[a] for a in op.args), default=2)
-        wrong = _broken(op, operands, size, chain)
+        parts = [sizes[a] for a in op.args]
+        wrong = _broken(op, operands, max(parts, default=2), chain)
         if wrong:
             raise ValueError(f"operation %{i} ({op.kind}): {wrong}")
-        sizes.append(3 if op.kind == "mul" else 2 if op.kind == "relinearise" else size)
+        sizes.append(_parts(op.kind, parts))
     for i in program.outputs:
         if sizes[i] != 2:
             raise ValueError(f"output %{i} is not relinearised")

@@ -6,7 +6,6 @@ computes in float64 what an encrypted run would in exact arithmetic.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -137,17 +136,6 @@ class Packed:
             below = max((found[a] for a in op.args), default=0)
             found.append(below + (op.kind in ("mul", "mul_plain")))
         return found
-
-    def counts(self) -> dict[str, Counter[str]]:
-        """By layer, how many operations of each kind."""
-        found: dict[str, Counter[str]] = {}
-        for op in self.ops:
-            found.setdefault(op.layer, Counter())[op.kind] += 1
-        return found
-
-    def steps(self) -> list[int]:
-        """The rotations that need a key."""
-        return sorted({op.step for op in self.ops if op.kind == "rotate"})
 
     def __str__(self) -> str:
         lines = [f"slots {self.slots}"]
