@@ -92,9 +92,10 @@ def verilog(name: str, text: str, period_ps: int | None) -> Module:
 
 def _generated(xls: ModuleType, ir: str, top: str, name: str, period_ps: int | None) -> str | None:
     """Verilog, or None where the period is too short. Packages are parsed anew: code generation changes them."""
-    options: dict[str, Any] = {"generator": "combinational"}
+    # XLS makes tables of constants from selects, shorter than their indices reach: beyond the end is the last word.
+    options: dict[str, Any] = {"generator": "combinational", "array_index_bounds_checking": True}
     if period_ps is not None:
-        options = {
+        options |= {
             "generator": "pipeline",
             "flop_inputs": False,
             "flop_outputs": True,
