@@ -34,7 +34,6 @@ from rich.console import Console
 
 from benchmarks import hls4ml_stable
 from benchmarks.tables import Column, markdown, rich_table
-from benchmarks.xilinx_counts import counts
 from lowerkit.passes.activation.base import ACTIVATIONS
 from lowerkit.passes.softmax.fixed import Fixed as FixedMethod
 from lowerkit.passes.softmax.power import Power
@@ -47,7 +46,7 @@ from lowerkit.targets.fpga.kernels.norm import normalise
 from lowerkit.targets.fpga.lang.interpret import run
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl.design import print_rtl
-from lowerkit.targets.fpga.rtl.implement import implement
+from lowerkit.targets.fpga.rtl.implement import count_xilinx, implement
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 
 TITLE = "Kernels as RTL"
@@ -235,7 +234,7 @@ def measure(name: str, period: int, seeds: list[int], tell: Callable[[str], None
         "error": error,
         "rate": float(made.fmax / ii),
         **asdict(made),
-        **asdict(counts(rtl, entry.top)),
+        **{f"xilinx_{cell}": n for cell, n in count_xilinx(rtl, top=entry.top).items()},
     }
 
 

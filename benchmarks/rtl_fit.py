@@ -29,12 +29,11 @@ from lowerkit.targets.fpga.design import Design, simulate
 from lowerkit.targets.fpga.devices import DEVICES
 from lowerkit.targets.fpga.rtl import area
 from lowerkit.targets.fpga.rtl.design import Rtl
-from lowerkit.targets.fpga.rtl.implement import count_ecp5, implement
+from lowerkit.targets.fpga.rtl.implement import capacity, count_ecp5, implement
 from lowerkit.targets.fpga.rtl.network import print_network
 
 CHIP = DEVICES["ecp5-85k"]
-#: Cells of the chip, by the names of `area`; registers are as many as look-up tables.
-CELLS = {"luts": 83_640, "registers": 83_640, "multipliers": CHIP.multipliers, "memories": 208}
+CELLS = capacity(CHIP.name)
 DATA = Path(__file__).parent.parent / "examples" / "data"
 DESIGN = (
     Column("model", "{model}"),

@@ -124,16 +124,17 @@ def count_xilinx(rtl: Rtl, *, top: str | None = None, cache: Path | None = None)
     Returns `luts` and `multipliers`. Raises ToolError as `implement` does.
     """
     name = top or rtl.name
+    script = f"synth_xilinx -family xc7 -flatten -top {name}; tee -q -o stat.json stat -json"
 
     def counted() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
-            _yosys(rtl, f"synth_xilinx -top {name}; tee -q -o stat.json stat -json", name, Path(scratch))
+            _yosys(rtl, script, name, Path(scratch))
             text = (Path(scratch) / "stat.json").read_text()
         found: dict[str, int] = json.loads(text)["design"]["num_cells_by_type"]
         luts = sum(found.get(kind, 0) for kind in XILINX_LUTS)
         return {"luts": luts, "multipliers": found.get("DSP48E1", 0)}
 
-    return kept(["xilinx", SCHEMA, name, rtl.verilog, versions()], counted, cache)
+    return kept(["xilinx", SCHEMA, script, rtl.verilog, versions()], counted, cache)
 
 
 def count_ecp5(rtl: Rtl, *, top: str | None = None, cache: Path | None = None) -> Areas:
