@@ -91,8 +91,7 @@ def simulated(
     start = time.perf_counter()
     build(folder)
     rows: list[dict[str, Any]] = []
-    ports = {"inputs": design.inputs, "outputs": design.outputs}
-    runner = RtlRunner(folder, {kind: [p.described() for p in found] for kind, found in ports.items()})
+    runner = RtlRunner(folder, design.described())
     built = time.perf_counter() - start
     for stalls in (True, False):
         tell(f"simulation with{'' if stalls else 'out'} stalls")

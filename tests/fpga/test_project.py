@@ -51,11 +51,6 @@ def codes(count: int) -> dict[str, np.ndarray]:
     return {n: RNG.integers(F.range.low, F.range.high, (count, 4, 6), endpoint=True) for n in ("x.1", "x_1")}
 
 
-def description(design: Design) -> dict:
-    ports = {"inputs": design.inputs, "outputs": design.outputs}
-    return {kind: [p.described() for p in found] for kind, found in ports.items()}
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -71,7 +66,7 @@ def test_every_interface_gives_the_same_codes(tmp_path: Path, interface: str) ->
     made, given = residual(), codes(50)
     write_project(made, tmp_path / "hls", part="any", clock_ns=5, interface=interface, golden=codes(3))
     csim.build(tmp_path / "hls")
-    found = csim.CsimRunner(tmp_path / "hls", description(made)).codes(given)
+    found = csim.CsimRunner(tmp_path / "hls", made.described()).codes(given)
     for name, wanted in simulate(made, given).items():
         np.testing.assert_array_equal(found[name].reshape(wanted.shape), wanted)
     check = ["make", "-s", "check"]

@@ -51,8 +51,7 @@ def samples(made: Design, count: int = 6) -> dict[str, np.ndarray]:
 
 
 def description(made: Design) -> dict:
-    ports = {"project": "rtl", "inputs": made.inputs, "outputs": made.outputs}
-    return {k: v if isinstance(v, str) else [p.described() for p in v] for k, v in ports.items()}
+    return {"project": "rtl", **made.described()}
 
 
 def shallow(made: Design, channel: str) -> Rtl:

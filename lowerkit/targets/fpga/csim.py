@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,12 @@ class CsimRunner:
         found = self.codes(given)
         return {p["name"]: runner.decoded(p, found[p["name"]]) for p in ports["outputs"]}
 
-    def codes(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Codes of the outputs, int64 [samples, *shape], for those of the inputs. Raises ArtifactError."""
+    def codes(self, codes: Mapping[str, np.ndarray], options: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Codes of the outputs, int64 [samples, *shape], for those of the inputs. Raises ArtifactError.
+
+        `options` are the program's, on its command line.
+        """
         try:
-            return runner.simulate(self.directory, self.description, codes)
+            return runner.simulate(self.directory, self.description, codes, options)
         except runner.RunError as error:
             raise ArtifactError(str(error)) from None

@@ -96,6 +96,20 @@ class Design:
         """A layer for each kernel, the first one where several share it."""
         return list({layer.kernel.name: layer for layer in reversed(self.layers)}.values())[::-1]
 
+    def described(self) -> dict[str, Any]:
+        """What a runner has to know of inputs and outputs."""
+        ports = {"inputs": self.inputs, "outputs": self.outputs}
+        return {kind: [p.described() for p in found] for kind, found in ports.items()}
+
+    def random_codes(self, samples: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Codes [samples, *shape] of the inputs, over the whole of their formats."""
+        rng = np.random.default_rng(seed)
+        ranges = {p: p.format.range for p in self.inputs}
+        return {
+            p.value: rng.integers(r.low, r.high, (samples, *p.shape), endpoint=True)
+            for p, r in ranges.items()
+        }
+
     def stored(self, value: str) -> str:
         """The value whose codes a value's are."""
         while value in self.views:

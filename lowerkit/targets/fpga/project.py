@@ -141,11 +141,7 @@ def _layer(layer: Layer) -> tuple[str, str]:
 def write_golden(design: Design, folder: Path, golden: Mapping[str, np.ndarray] | None) -> int:
     """Write inputs' and outputs' codes as the test bench reads them; the number of samples."""
     if golden is None:
-        rng = np.random.default_rng(0)
-        golden = {
-            p.value: rng.integers(p.format.range.low, p.format.range.high, (GOLDEN, *p.shape), endpoint=True)
-            for p in design.inputs
-        }
+        golden = design.random_codes(GOLDEN)
     codes = {p.value: np.asarray(golden[p.value]).reshape(-1, *p.shape) for p in design.inputs}
     found = simulate(design, codes)
     folder.mkdir()

@@ -259,8 +259,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 def _description(design: Design, spent: Cost) -> dict[str, Any]:
     """What a runner and a reader need to know of the project."""
     return {
-        "inputs": [p.described() for p in design.inputs],
-        "outputs": [p.described() for p in design.outputs],
+        **design.described(),
         "layers": [
             {
                 "name": layer.name,

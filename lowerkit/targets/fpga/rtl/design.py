@@ -11,7 +11,7 @@ from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl.pipeline import Channel, Pipeline, Stage
 from lowerkit.targets.fpga.rtl.stage import Printed, address_bits, print_stage
 from lowerkit.targets.fpga.rtl.stages import split
-from lowerkit.targets.fpga.rtl.verilog import bus
+from lowerkit.targets.fpga.rtl.verilog import bus, index_bits
 
 #: Files of modules that designs share.
 SHARED = ("lk_fifo", "lk_blocks", "lk_memory", "lk_multiply", "lk_widen", "lk_narrow")
@@ -183,7 +183,7 @@ class _Top:
                 self.level[channel.writer.stage] if channel.writer else 0
             )
             least = max(least, channel.beats * (1 + max(behind, 0)))
-        return max((least - 1).bit_length(), 1)
+        return index_bits(least)
 
     def top(self) -> str:
         kernel, channels = self.pipeline.kernel, self.pipeline.channels
@@ -233,7 +233,7 @@ class _Top:
         banks, lanes, bits = c.buffer.banks, _fed(c), address_bits(c)
         word = c.range.bits + c.place_bits
         beats = c.buffer.size // lanes
-        counted = max((beats - 1).bit_length(), 1)
+        counted = index_bits(beats)
         # A beat of one element goes to one bank, a beat of all banks' elements to each.
         dealt = 0 if lanes == banks else banks.bit_length() - 1
         place = f"{c.name}_place{f'[{counted - 1}:{dealt}]' if dealt else ''}"

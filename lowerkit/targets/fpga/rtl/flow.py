@@ -157,16 +157,8 @@ def _counted(progress: Progress, total: int) -> Callable[[str], None]:
 
 def _simulate(design: Design, project: Path, progress: Progress) -> dict[str, Any]:
     """Cycles of random samples, whose codes have to be the oracle's, with gaps and stalls and without."""
-    described = {
-        "inputs": [p.described() for p in design.inputs],
-        "outputs": [p.described() for p in design.outputs],
-    }
-    runner = simulate.RtlRunner(project, described)
-    rng = np.random.default_rng(1)
-    codes = {
-        p.value: rng.integers(p.format.range.low, p.format.range.high, (SAMPLES, *p.shape), endpoint=True)
-        for p in design.inputs
-    }
+    runner = simulate.RtlRunner(project, design.described())
+    codes = design.random_codes(SAMPLES, seed=1)
     wanted = oracle.simulate(design, codes)
     for i, stalls in enumerate((True, False)):
         progress(f"simulating {SAMPLES} samples with{'' if stalls else 'out'} stalls", i, 2)

@@ -83,12 +83,7 @@ def joined(owner: Splitter, array: Array, writers: list[Stage]) -> Stage:
 def _part(owner: Splitter, array: Array, writer: Stage, reason: str) -> tuple[End, np.ndarray]:
     """A writer's end, and the places of what it writes, in order."""
     stores = owner.stores[writer, array]
-    places = owner.places(writer, list(stores))
-    if places is None:
-        raise owner.refuse(f"{array.name} is written at places that depend on data")
-    held = tuple(i for i in range(places.ndim - 1) if (places == places.take([0], axis=i)).all())
-    for i in held:
-        places = places.take([0], axis=i)
+    held, places = owner.written(writer, array)
     lanes = np.argsort(places.reshape(-1, len(stores))[0])
     order = places[..., lanes].ravel()
     beats = order.reshape(-1, len(stores))

@@ -22,7 +22,7 @@ from lowerkit.targets.fpga.rtl.design import PERIOD_PS, Link, Rtl, Source, Strea
 from lowerkit.targets.fpga.rtl.rows import limit_blocks
 from lowerkit.targets.fpga.rtl.simulate import STALLS, Cycles, simulate
 from lowerkit.targets.fpga.rtl.stages import split
-from lowerkit.targets.fpga.rtl.verilog import bus
+from lowerkit.targets.fpga.rtl.verilog import bus, index_bits
 
 Made = TypeVar("Made")
 
@@ -158,7 +158,7 @@ class _Wires:
         codes = c.depth if c.kind == "fifo" else (c.depth - (end.blocks or 1)) * c.size
         depth = end.blocks * c.size
         if codes > COUPLING:
-            places = max((-(-codes // at.lanes) - 1).bit_length(), 1)
+            places = index_bits(-(-codes // at.lanes))
             depth += at.lanes << places
             queued = _End(f"{c.name}_queued", at.lanes)
             self.declare(queued.wires, bits * at.lanes)
@@ -188,7 +188,7 @@ class _Wires:
         word = c.range.bits * min(at.lanes, lanes)
         self.declare(found.wires, c.range.bits * lanes)
         self.lines.append(
-            f"  {module} #(.WIDTH({word}), .LANES({ratio}), .BITS({max((ratio - 1).bit_length(), 1)})) "
+            f"  {module} #(.WIDTH({word}), .LANES({ratio}), .BITS({index_bits(ratio)})) "
             f"u_{found.wires} (.clk(clk), .rst(rst), .in({at.wires}_data), .in_valid({at.wires}_valid), "
             f".in_ready({at.wires}_ready), .out({found.wires}_data), .out_valid({found.wires}_valid), "
             f".out_ready({found.wires}_ready));"

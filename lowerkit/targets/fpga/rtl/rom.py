@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowerkit.targets.fpga.rtl.verilog import bus, number, read
+from lowerkit.targets.fpga.rtl.verilog import bus, index_bits, number, read
 
 #: Words of a block, and the bits that they have.
 FORMS = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
@@ -50,11 +50,6 @@ def _width(depth: int) -> int:
     return next(width for words, width in FORMS if depth <= words)
 
 
-def address_bits(depth: int) -> int:
-    """Of a table's address."""
-    return max((depth - 1).bit_length(), 1)
-
-
 def tables(columns: Sequence[tuple[str, Sequence[int], int]], address: str) -> list[str]:
     """Tables (name, numbers, bits) that are read at one address of all bits; small ones side by side in one memory."""
     depth = max(len(numbers) for _, numbers, _ in columns)
@@ -71,14 +66,14 @@ def tables(columns: Sequence[tuple[str, Sequence[int], int]], address: str) -> l
 
 
 def table(name: str, numbers: Sequence[int], bits: int, address: str) -> list[str]:
-    """Verilog of a register, two cycles behind the address of `address_bits`: the memory's own, and one more."""
+    """Verilog of a register, two cycles behind the address of `index_bits`: the memory's own, and one more."""
     words = [int(n) & ((1 << bits) - 1) for n in numbers]
-    wide, cut = address_bits(len(words)), slices(words, bits)
+    wide, cut = index_bits(len(words)), slices(words, bits)
     if len(cut) == 1:
         return [*_memory(f"{name}_rom", words, bits), *read(name, f"{name}_rom", bits, address)]
     lines, parts = [f"  wire {bus(wide)}{name}_address = {address};"], []
     for s in cut:
-        part, own = f"{name}_{s.low}", max((s.depth - 1).bit_length(), 1)
+        part, own = f"{name}_{s.low}", index_bits(s.depth)
         held = [(w >> s.low) & ((1 << s.width) - 1) for w in words[: s.depth]]
         at = f"{name}_address{'' if own == wide else f'[{own - 1}:0]'}"
         beyond = "" if own == wide else f"|{name}_address[{wide - 1}:{own}]"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowerkit.errors import ArtifactError, PlanError, ToolError
-from lowerkit.targets.fpga import csim, runner
+from lowerkit.targets.fpga import csim
 from lowerkit.targets.fpga.lang.program import Kernel
 from lowerkit.targets.fpga.rtl import icarus, project, tools
 from lowerkit.targets.fpga.rtl.design import Rtl, print_rtl
@@ -51,10 +51,7 @@ class RtlRunner(csim.CsimRunner):
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
             file = Path(scratch) / "cycles.csv"
             options = ["--seed", str(seed), "--stalls", str(_chance(stalls)), "--cycles", str(file)]
-            try:
-                found = runner.simulate(self.directory, self.description, codes, options)
-            except runner.RunError as error:
-                raise ArtifactError(str(error)) from None
+            found = self.codes(codes, options)
             with file.open(encoding="utf-8") as rows:
                 return found, _read(list(csv.DictReader(rows)))
 

@@ -14,7 +14,7 @@ from lowerkit.targets.fpga.rtl import dslx, rom
 from lowerkit.targets.fpga.rtl.graph import Node
 from lowerkit.targets.fpga.rtl.pipeline import Channel, End, Stage
 from lowerkit.targets.fpga.rtl.schedule import MEMORIES, Recurrence, steps
-from lowerkit.targets.fpga.rtl.verilog import bus, number, read
+from lowerkit.targets.fpga.rtl.verilog import bus, index_bits, number, read
 
 #: Cycles of reading a memory: its own register, and one behind it, as block RAMs are slow to answer.
 READ = 2
@@ -38,7 +38,7 @@ class Printed:
 def address_bits(channel: Channel) -> int:
     """Of a buffer's memories, for one of the two blocks."""
     assert channel.buffer
-    return max((channel.buffer.size // channel.buffer.banks - 1).bit_length(), 1)
+    return index_bits(channel.buffer.size // channel.buffer.banks)
 
 
 def print_stage(stage: Stage, depths: dict[str, int], period_ps: int) -> Printed:
@@ -99,7 +99,7 @@ class _Printer:
         """Counters, and the flags that depend on them."""
         counts = self.stage.counts
         for i, count in enumerate(counts):
-            bits = max((count - 1).bit_length(), 1)
+            bits = index_bits(count)
             self.lines.append(f"  reg {bus(bits)}count_{i};")
             self.lines.append(f"  wire last_{i} = count_{i} == {number(count - 1, bits)};")
         if not counts:
@@ -109,7 +109,7 @@ class _Printer:
         self.lines.append("    end else if (issue) begin")
         for i in reversed(range(len(counts))):
             inner = " & ".join(f"last_{j}" for j in range(i + 1, len(counts)))
-            step = f"count_{i} <= last_{i} ? {number(0, max((counts[i] - 1).bit_length(), 1))} : count_{i} + 1'b1;"
+            step = f"count_{i} <= last_{i} ? {number(0, index_bits(counts[i]))} : count_{i} + 1'b1;"
             self.lines.append(f"      if ({inner}) {step}" if inner else f"      {step}")
         self.lines += ["    end", "  end"]
         for state in self.stage.states:
@@ -130,7 +130,7 @@ class _Printer:
             return []
         i, first, last = end.within
         count = self.stage.counts[i]
-        bits = max((count - 1).bit_length(), 1)
+        bits = index_bits(count)
         after = [f"(count_{i} >= {number(first, bits)})"] if first else []
         return [*after, *([f"(count_{i} < {number(last, bits)})"] if last < count else [])]
 
@@ -262,7 +262,7 @@ class _Printer:
             else:
                 tables.setdefault(node.args[0], []).append(node)
         for place, found in tables.items():
-            address = self.sized(place, rom.address_bits(max(len(n.detail) for n in found)), now)
+            address = self.sized(place, index_bits(max(len(n.detail) for n in found)), now)
             self.time |= dict.fromkeys(found, now + READ)
             self.lines += rom.tables(
                 [(self.name(n), n.detail.tolist(), n.range.bits) for n in found], address

@@ -30,6 +30,7 @@ from lowerkit.targets.fpga.rtl.graph import Graph, Node, Source
 from lowerkit.targets.fpga.rtl.iteration import Iteration
 from lowerkit.targets.fpga.rtl.joins import joined
 from lowerkit.targets.fpga.rtl.pipeline import Buffer, Channel, End, Pipeline, Stage, State, grid
+from lowerkit.targets.fpga.rtl.verilog import index_bits
 
 
 def split(kernel: Kernel) -> Pipeline:
@@ -215,7 +216,7 @@ class Splitter:
         lanes = len(source.nodes) if source else max(streams, default=1)
         place_bits = 0
         if array in self.placed:
-            lanes, place_bits = lanes // 2, max((math.prod(array.shape) - 1).bit_length(), 1)
+            lanes, place_bits = lanes // 2, index_bits(math.prod(array.shape))
         whole = math.prod(array.shape) if len(streams) < len(readers) else 1
         for end in ends:
             buffer = self.buffer(end, array) if end and (end.stage.index, array) in self.buffered else None
@@ -305,15 +306,17 @@ class Splitter:
     def placing(self, stage: Stage, array: Array) -> End:
         """Of a writer that gives each element once, with its address."""
         stores = self.stores[stage, array]
-        places = self.places(stage, list(stores))
-        if places is None:
-            raise self.refuse(f"{array.name} is written at places that depend on data")
-        held = tuple(i for i in range(places.ndim - 1) if (places == places.take([0], axis=i)).all())
-        for i in held:
-            places = places.take([0], axis=i)
+        held, places = self.written(stage, array)
         if not np.array_equal(np.sort(places.ravel()), np.arange(math.prod(array.shape))):
             raise self.refuse(f"{array.name} is not written once at each element")
         return End(stage, held, tuple(n for address, value in stores.items() for n in (value, address)))
+
+    def written(self, stage: Stage, array: Array) -> tuple[tuple[int, ...], np.ndarray]:
+        """Loops that a writer's addresses do not depend on, and its addresses [*loops, writes], 1 for each of those."""
+        places = self.places(stage, list(self.stores[stage, array]))
+        if places is None:
+            raise self.refuse(f"{array.name} is written at places that depend on data")
+        return _held(places, range(places.ndim - 1))
 
     def sequence(
         self, stage: Stage, array: Array, addresses: Sequence[Node]
@@ -323,13 +326,21 @@ class Splitter:
         places = self.places(stage, addresses)
         if places is None:
             return None
-        held = tuple(i for i in range(depth, len(stage.loops)) if (places == places.take([0], axis=i)).all())
-        for i in (*range(depth), *held):
+        held, places = _held(places, range(depth, len(stage.loops)))
+        for i in range(depth):
             places = places.take([0], axis=i)
         order = [int(i) for i in np.argsort(places.reshape(-1, len(addresses))[0])]
         if not np.array_equal(places[..., order].ravel(), np.arange(math.prod(array.shape))):
             return None
         return held, order
+
+
+def _held(places: np.ndarray, loops: Iterable[int]) -> tuple[tuple[int, ...], np.ndarray]:
+    """The loops that addresses [*loops, reads or writes] do not depend on, and the addresses in one round of those."""
+    held = tuple(i for i in loops if (places == places.take([0], axis=i)).all())
+    for i in held:
+        places = places.take([0], axis=i)
+    return held, places
 
 
 def _common(nests: Sequence[tuple[For, ...]]) -> tuple[For, ...]:

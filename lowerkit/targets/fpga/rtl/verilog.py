@@ -8,6 +8,11 @@ def bus(bits: int) -> str:
     return f"[{bits - 1}:0] " if bits > 1 else ""
 
 
+def index_bits(count: int) -> int:
+    """Of a number below `count`: one at least."""
+    return max((count - 1).bit_length(), 1)
+
+
 def number(value: int, bits: int) -> str:
     """A literal in two's complement."""
     return f"{bits}'h{value & ((1 << bits) - 1):x}"
