@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from lowerkit.errors import UnsupportedError
+from lowerkit.errors import PlanError, UnsupportedError
 
 #: Called as (what, done, total) while work goes on.
 Progress = Callable[[str, int, int], None]
@@ -64,6 +64,14 @@ class Target(ABC):
     exact_probe: ClassVar[bool] = False
     #: Target option -> default value.
     options: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def merged(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the target, those that are not given at their defaults. Raises PlanError for an unknown one."""
+        if unknown := sorted(set(options) - set(cls.options)):
+            hint = f"its options: {', '.join(cls.options)}"
+            raise PlanError(f"the {cls.name} target has no option '{unknown[0]}'", hint=hint)
+        return {**cls.options, **options}
 
     @abstractmethod
     def blocker(self, node: ir.Node) -> str | None:

@@ -94,9 +94,7 @@ class CpuTarget(Target):
 
 
 def _checked(options: Mapping[str, Any]) -> tuple[str, int]:
-    merged = {**CpuTarget.options, **options}
-    if unknown := sorted(set(merged) - set(CpuTarget.options)):
-        raise PlanError(f"the cpu target has no option '{unknown[0]}'", hint="its options: cpu, threads")
+    merged = CpuTarget.merged(options)
     cpu, threads = merged["cpu"], merged["threads"]
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
         raise PlanError(f"option threads must be 0 (all) or a positive number, not {threads!r}")

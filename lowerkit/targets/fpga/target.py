@@ -220,10 +220,7 @@ def _weights(model: ir.Model, options: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options. Raises PlanError for one that cannot be."""
-    if unknown := sorted(set(options) - set(FpgaTarget.options)):
-        hint = f"its options: {', '.join(FpgaTarget.options)}"
-        raise PlanError(f"the fpga target has no option '{unknown[0]}'", hint=hint)
-    merged = rtl_options.checked({**FpgaTarget.options, **options})
+    merged = rtl_options.checked(FpgaTarget.merged(options))
     for key in ("width", "weight_width"):
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value <= 32:

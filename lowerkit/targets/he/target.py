@@ -195,10 +195,7 @@ def _check_memory(program: Levelled, most: float) -> None:
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options. Raises PlanError for one that cannot be."""
-    if unknown := sorted(set(options) - set(HeTarget.options)):
-        hint = f"its options: {', '.join(HeTarget.options)}"
-        raise PlanError(f"the he target has no option '{unknown[0]}'", hint=hint)
-    merged = {**HeTarget.options, **options}
+    merged = HeTarget.merged(options)
     if merged["ring"] not in (0, *parameters.DEGREES):
         degrees = ", ".join(map(str, parameters.DEGREES))
         raise PlanError(
