@@ -67,7 +67,7 @@ class Target(ABC):
 
     @classmethod
     def merged(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of the target, those that are not given at their defaults. Raises PlanError for an unknown one."""
+        """All options, those that are not given at their defaults. Raises PlanError for one that is unknown."""
         if unknown := sorted(set(options) - set(cls.options)):
             hint = f"its options: {', '.join(cls.options)}"
             raise PlanError(f"the {cls.name} target has no option '{unknown[0]}'", hint=hint)
