@@ -25,6 +25,9 @@ SPEED = 6
 SEEDS = (1, 2, 3)
 #: What placement aims for where no clock is asked for.
 TARGET_MHZ = 150.0
+#: Look-up tables from which on nextpnr's second router takes over: minutes, where its default takes the best part of
+#: an hour.
+LARGE = 20_000
 #: What is counted, in messages.
 CELLS = {
     "luts": "look-up tables (TRELLIS_COMB)",
@@ -227,6 +230,10 @@ class _Flow:
     def synthesise(self, place: Path) -> None:
         _yosys(self.rtl, f"synth_ecp5 -top {self.top} -json netlist.json", self.top, place)
 
+    def synthesised(self, place: Path) -> Areas:
+        """Of the netlist in a folder."""
+        return area.synthesised(json.loads((place / "netlist.json").read_bytes()))
+
     def place(self, place: Path, seed: int, more: Sequence[str]) -> dict[str, Any]:
         """nextpnr's report."""
         chip = DEVICES[self.device]
@@ -236,6 +243,8 @@ class _Flow:
         command += ["--speed", str(SPEED), "--json", "netlist.json", "--seed", str(seed)]
         command += ["--freq", f"{self.target:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
         command += ["--report", "report.json", "--log", "log", *more]
+        if area.total(self.synthesised(place))["luts"] >= LARGE:
+            command += ["--router", "router2"]
         try:
             tools.run(command, place, f"nextpnr on {self.top} for {self.device}")
         except ToolError as error:
@@ -267,7 +276,7 @@ class _Flow:
         """The parts that take the most of something."""
         if kind is None:
             return ""
-        parts = area.synthesised(json.loads((place / "netlist.json").read_bytes()))
+        parts = self.synthesised(place)
         most = sorted((part for part in parts if part), key=lambda part: (-parts[part][kind], part))[:3]
         return "; the most is in " + ", ".join(f"{self.label(part)} {parts[part][kind]:,}" for part in most)
 
