@@ -82,7 +82,11 @@ def network(name: str, samples: int) -> None:
 
 
 def tenseal() -> None:
-    """The MLP as TenSEAL's documentation would write it: one vector, `mm`, `square`, `mm`."""
+    """The MLP as TenSEAL's documentation would write it: one vector, `mm`, `square`, `mm`.
+
+    Its second `mm` reads beyond the end of the vector that the first one made, so that the first logit is right and the
+    others are not, at whatever precision; the time is that of the same operations.
+    """
     try:
         import onnx
         import tenseal as ts
@@ -91,8 +95,8 @@ def tenseal() -> None:
         return
     model = onnx.load(EXAMPLES / "models" / f"{MODELS['mlp']}.onnx")
     weights = {t.name: onnx.numpy_helper.to_array(t).astype(float) for t in model.graph.initializer}
-    context = ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[50, 34, 34, 34, 50])
-    context.global_scale = 2.0**34
+    context = ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[46, 40, 40, 40, 50])
+    context.global_scale = 2.0**40
     context.generate_galois_keys()
     with np.load(EXAMPLES / "data" / "fashion_test.npz") as data:
         image = data["image"][0]
@@ -105,9 +109,10 @@ def tenseal() -> None:
     wall, process, answer = timed(run)
     hidden = weights["hidden.weight"] @ image + weights["hidden.bias"]
     expected = weights["head.weight"] @ hidden**2 + weights["head.bias"]
-    error = np.abs(np.array(answer.decrypt()) - expected).max()
+    errors = np.abs(np.array(answer.decrypt()) - expected)
     print(f"tenseal {ts.__version__}, high level, ring 8192")
-    print(f"  evaluate: {wall:.4f} s, of the process {process:.4f} s; error {error:.2g}")
+    print(f"  evaluate: {wall:.4f} s, of the process {process:.4f} s")
+    print(f"  error of the first logit {errors[0]:.2g}, of the others {errors[1:].max():.2g}")
 
 
 def operations() -> None:
