@@ -29,7 +29,8 @@ that changes: *exact*, nothing but rounding; *approximate*, no more than the bou
 arithmetic at the default options; *proved* is by the derivation below, *exhaustive* by evaluation at every
 float32, *sampled* on a dense grid. float32 rounding comes on top, as it does for the original operator. Plots show
 the error in float64 at the default options, and the bound as a dashed line: of activations over x, of softmax for
-one logit against seven at 0, of normalisation over the row's variance, of attention over the scale of the scores.
+one logit against seven at 0, of normalisation over the row's variance, of attention over the scale of the scores, of
+pooling for one number against three at 0.
 """
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from lowerkit.passes.activation.base import ACTIVATIONS, ActivationMethod
+from lowerkit.passes.activation.base import ACTIVATIONS, RELU, ActivationMethod
 from lowerkit.passes.base import Method
 
 PLOTS = Path(__file__).with_name("plots")
@@ -72,10 +72,10 @@ def curve_of(method: Method) -> Curve:
     """The error of a method at its default options over what its family depends on."""
     if isinstance(method, ActivationMethod) or method.family in _ACTIVATIONS:
         return _activation(method)
-    return {"softmax": _softmax, "norm": _norm, "attention": _attention}[method.family](method)
+    return {"softmax": _softmax, "norm": _norm, "attention": _attention, "pool": _pool}[method.family](method)
 
 
-_ACTIVATIONS = {activation.family: activation for activation in ACTIVATIONS}
+_ACTIVATIONS = {activation.family: activation for activation in (*ACTIVATIONS, RELU)}
 
 
 def _activation(method: Method) -> Curve:
@@ -155,3 +155,12 @@ def _attention(method: Method) -> Curve:
         found = method.evaluate(q, k=k, v=v, scale=float(scale))
         errors.append(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)))
     return Curve(scales, np.array(errors), "scale of the scores", "relative r.m.s.", None, logarithmic=True)
+
+
+def _pool(method: Method) -> Curve:
+    """A window of four numbers, three of them 0."""
+    x = np.linspace(-4.0, 4.0, 401)
+    windows = np.zeros((len(x), 1, 2, 2))
+    windows[:, 0, 0, 0] = x
+    found = method.evaluate(windows, kernel_shape=[2, 2])[:, 0, 0, 0]
+    return Curve(x, np.abs(found - np.maximum(x, 0)), "one number, three others at 0", "absolute", None)

@@ -71,6 +71,15 @@ def test_curvature_bounds_the_second_derivative(function: ScalarFunction) -> Non
     assert np.max(np.maximum(second[:-1], second[1:]) / bound) > 0.95
 
 
+def test_relus_kink_bends_a_chord_no_more_than_its_curvature_says() -> None:
+    """In [-a, b] the chord is above ReLU by a b / (a + b) at most, a quarter of the width where a = b."""
+    a, b = np.meshgrid([1e-6, 0.1, 1.0, 3.0], [1e-6, 0.1, 1.0, 3.0])
+    bent = (a + b) ** 2 / 8 * functions.RELU.curvature(-a, b)
+    assert np.all(a * b / (a + b) <= bent * (1 + 1e-12))
+    assert np.any(a * b / (a + b) >= bent * (1 - 1e-12))
+    assert not functions.RELU.curvature(np.array([0.0, 1.0]), np.array([1.0, 2.0])).any()
+
+
 def test_tanh_gelus_curvature_is_largest_at_zero() -> None:
     """It has no formula as short as the erf form's: a finer look, between the grid's points."""
     x = np.concatenate([np.linspace(-3, 3, 1201), np.linspace(-1e-3, 1e-3, 21)])

@@ -84,6 +84,12 @@ EXP = ScalarFunction("exp", np.exp, lambda low, high: np.exp(high))
 #: Of one sign: both of low and high are above 0.
 RECIPROCAL = ScalarFunction("reciprocal", lambda x: 1 / x, lambda low, high: 2 / np.asarray(low) ** 3)
 RSQRT = ScalarFunction("rsqrt", lambda x: x**-0.5, lambda low, high: 0.75 * np.asarray(low) ** -2.5)
+#: A slope that jumps by 1 within a cell of width h bends its chord by h / 4, as f'' = 2 / h would.
+RELU = ScalarFunction(
+    "relu",
+    lambda x: np.maximum(x, 0.0),
+    lambda low, high: np.where((low < 0) & (high > 0), 2 / (np.asarray(high) - low), 0.0),
+)
 
 #: ReLU less the function, at -|x|: even bumps that vanish far from 0. f = max(x, 0) - bump(|x|).
 GELU_BUMP = ScalarFunction("gelu-bump", lambda a: a * _gelu_tail(a, False), GELU.curvature)

@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FOLDERS = ("softmax", "activation", "norm", "attention")
+FOLDERS = ("softmax", "activation", "norm", "attention", "pool")
 #: The choice that leaves a node as the canonical operator, for the target's own implementation.
 KEEP = "keep"
 

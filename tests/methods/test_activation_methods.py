@@ -46,6 +46,7 @@ TRUTH: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
     "exp": mpmath.exp,
     "reciprocal": lambda v: 1 / v,
     "rsqrt": lambda v: 1 / mpmath.sqrt(v),
+    "relu": lambda v: max(v, M(0)),
 }
 CORES: list[CoreMethod] = [
     *(cls() for kind in (table, piecewise_linear, poly, rational) for cls in kind.METHODS.values()),

@@ -32,7 +32,13 @@ each_method = pytest.mark.parametrize(
 )
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
 #: What operators take besides, or instead of, X.
-INPUTS = {"Attention": X.reshape(1, 1, 3, 4), "Reciprocal": np.abs(X) + 0.25, "Rsqrt": np.abs(X) + 0.25}
+INPUTS = {
+    "Attention": X.reshape(1, 1, 3, 4),
+    "MaxPool": X.reshape(1, 3, 4),
+    "Reciprocal": np.abs(X) + 0.25,
+    "Rsqrt": np.abs(X) + 0.25,
+}
+ATTRIBUTES = {"MaxPool": {"kernel_shape": [3], "pads": [1, 1]}}
 KEY_VALUE = [X[:2].reshape(1, 1, 2, 4), X[1:].reshape(1, 1, 2, 4)]
 WEIGHTS = {
     "Attention": KEY_VALUE,
@@ -57,7 +63,7 @@ def model_for(cls: type[Method], op: str) -> ir.Model:
 
 
 def model_alone(op: str) -> ir.Model:
-    return model_of(op, INPUTS.get(op, X), {}, WEIGHTS.get(op, []))
+    return model_of(op, INPUTS.get(op, X), ATTRIBUTES.get(op), WEIGHTS.get(op, []))
 
 
 def method_for(cls: type[Method], op: str) -> Method:

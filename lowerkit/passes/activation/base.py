@@ -89,6 +89,8 @@ ACTIVATIONS: tuple[Activation, ...] = (
     Activation("reciprocal", "Reciprocal", Mantissas(), (f.RECIPROCAL,), (f.RECIPROCAL,), low=0.25, high=8.0),
     Activation("rsqrt", "Rsqrt", _ROOT, (f.RSQRT,), (f.RSQRT,), low=0.25, high=8.0),
 )
+#: ReLU, which is its own form: what stands in for it is a polynomial, where hardware knows no comparison.
+RELU = Activation("relu", "Relu", _BUMP, (), (f.RELU,), slope=0.5, parity=0)
 
 
 class Fitted(Protocol):

@@ -13,7 +13,14 @@ import onnx_ir as ir
 from lowerkit.numerics.functions import ScalarFunction
 from lowerkit.numerics.series import Series, certified_series, least_squares_series, minimax_series
 from lowerkit.numerics.statistics import TensorStats
-from lowerkit.passes.activation.base import Activation, ActivationMethod, for_each, integer_option
+from lowerkit.passes.activation.base import (
+    ACTIVATIONS,
+    RELU,
+    Activation,
+    ActivationMethod,
+    for_each,
+    integer_option,
+)
 from lowerkit.passes.activation.bodies import Body, coefficients, from_attribute, lines, number
 from lowerkit.passes.base import Bound, Contract, Evidence
 
@@ -48,8 +55,8 @@ class IntervalPolyActivation(ActivationMethod):
     sum c_k T_k(t), t the interval mapped to [-1, 1], by Clenshaw's recurrence: Chebyshev polynomials keep degrees
     up to 31 stable in float32. What symmetry the function has is used where the interval has it too, so that half
     of the coefficients are 0: tanh and erf are odd, the sigmoid is after 1/2 is taken off, and GELU, SiLU and
-    softplus are even after x/2 is. There GELU's, SiLU's and softplus's polynomial is x/2 plus one of t^2, and a
-    degree of 2 m costs the depth of m and one.
+    softplus are even after x/2 is, and ReLU is |x|/2. There the polynomial is x/2 plus one of t^2, and a degree of
+    2 m costs the depth of m and one.
 
     `fitting` says what the degrees of freedom are for: `minimax` makes the largest error on the interval the
     least, `least-squares` the mean square error over the calibrated values, a hundredth of the weight spread
@@ -252,4 +259,4 @@ def _given(of: Activation, variant: int, low: float, high: float, given: tuple[f
     return certified_series(np.array(given), of.wholes[variant], low, high, relative=of.form.relative)
 
 
-METHODS = for_each(IntervalPolyActivation)
+METHODS = for_each(IntervalPolyActivation, [*ACTIVATIONS, RELU])
