@@ -50,6 +50,7 @@ from lowerkit.targets.fpga.rtl.implement import count_xilinx, implement
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 
 TITLE = "Kernels as RTL"
+INTRODUCTION = "    python -m benchmarks.rtl --markdown docs/fpga/rtl.md\n\n" + (__doc__ or "").split("\n\n", 2)[2]
 ROWS, COLUMNS_OF_ROW = 16, 64
 #: Least elements that come out in a simulation, and samples.
 ELEMENTS, SAMPLES = 10_240, 10
@@ -282,7 +283,7 @@ def main() -> None:
     compared(best)
     console.print(rich_table(COLUMNS, best))
     if arguments.markdown:
-        text = markdown(TITLE, __doc__.split("\n", 2)[2], COLUMNS, best)
+        text = markdown(TITLE, INTRODUCTION, COLUMNS, best)
         if len(periods) > 1:
             text += markdown("", "", SWEPT, [row for row in swept if row["pareto"]]).removeprefix("# \n\n")
         arguments.markdown.write_text(text)
