@@ -25,8 +25,7 @@ SPEED = 6
 SEEDS = (1, 2, 3)
 #: What placement aims for where no clock is asked for.
 TARGET_MHZ = 150.0
-#: Look-up tables from which on nextpnr's second router takes over: minutes, where its default takes the best part of
-#: an hour.
+#: Look-up tables from which on nextpnr's second router takes over, which is much faster on large designs.
 LARGE = 20_000
 #: What is counted, in messages.
 CELLS = {
