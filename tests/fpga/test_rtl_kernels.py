@@ -147,7 +147,7 @@ def test_every_kernel_is_printed(name: str) -> None:
     kernel, rng = PRINTED[name](), np.random.default_rng(0)
     inputs = {a.name: rng.integers(a.range.low, a.range.high + 1, (4, *a.shape)) for a in kernel.inputs}
     wanted = run(kernel, inputs)
-    found, _ = simulate_rtl(kernel, inputs, seed=1)
+    found, _ = simulate_rtl(kernel, inputs, seed=1, simulator="icarus")
     for output, codes in wanted.items():
         np.testing.assert_array_equal(found[output], codes)
 
@@ -173,7 +173,7 @@ def test_parts_from_one_input() -> None:
     kernel = k.finish()
     codes = np.random.default_rng(0).integers(-128, 128, (6, 2, 6))
     for seed in range(3):
-        found, _ = simulate_rtl(kernel, {"x": codes}, seed=seed)
+        found, _ = simulate_rtl(kernel, {"x": codes}, seed=seed, simulator="icarus")
         np.testing.assert_array_equal(found["y"], run(kernel, {"x": codes})["y"])
 
 
@@ -187,7 +187,7 @@ def test_a_number_is_compared() -> None:
         k.store(y, i, (eighth > 0) + (eighth <= 7) * 2)
     kernel = k.finish()
     codes = np.random.default_rng(0).integers(-99, 100, (4, 16))
-    found, _ = simulate_rtl(kernel, {"x": codes}, seed=0)
+    found, _ = simulate_rtl(kernel, {"x": codes}, seed=0, simulator="icarus")
     np.testing.assert_array_equal(found["y"], run(kernel, {"x": codes})["y"])
 
 
