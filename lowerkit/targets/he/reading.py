@@ -128,9 +128,7 @@ def _products(node: ir.Node, label: str) -> list[Step]:
     *batch, rows, columns, summed = whole[0].shape
     axes = (math.prod(batch), rows, columns, summed)
     one, two = (places.ravel() for places in whole)
-    product = Product(
-        f"{name}.products", (len(one),), label, _name(left), _name(right), one, two, axes=axes
-    )
+    product = Product(f"{name}.products", (len(one),), label, _name(left), _name(right), one, two, axes=axes)
     size = len(one) // summed
     ends = summed * np.arange(size + 1)
     sums = sparse.csr_array((np.ones(len(one)), np.arange(len(one)), ends), shape=(size, len(one)))

@@ -38,9 +38,7 @@ def gathered(program: Program) -> Program:
     return _live(program, steps)
 
 
-def _origin(
-    steps: Mapping[str, Step], name: str, index: np.ndarray | None
-) -> tuple[str, np.ndarray | None]:
+def _origin(steps: Mapping[str, Step], name: str, index: np.ndarray | None) -> tuple[str, np.ndarray | None]:
     """Where the elements `index` of a value come from, through all steps that only copy and move."""
     step = steps[name]
     while isinstance(step, Affine) and (source := selection(step)) is not None:

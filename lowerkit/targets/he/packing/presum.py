@@ -68,7 +68,8 @@ def presum(matrix: sparse.csr_array, sets: np.ndarray, source: Layout) -> Presum
     around = np.array_equal(distances[0], np.arange(members) * (source.period // members))
     period = source.period // members if around else source.period
     kept = sparse.csr_array(sparse.csc_array(matrix)[:, sets[:, 0]])
-    return Presum(steps, kept, Layout(source.slots, places[:, 0], period, clean=False))
+    layout = Layout(source.slots, places[:, 0], period, around and source.clean, source.inner)
+    return Presum(steps, kept, layout)
 
 
 def _basis(distances: list[int]) -> tuple[int, ...] | None:
