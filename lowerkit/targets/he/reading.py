@@ -33,9 +33,12 @@ AFFINE: Mapping[str, tuple[int, ...]] = {
         ),
         (0,),
     ),
+    **dict.fromkeys(("BatchNorm", "BatchRMSNorm"), (0,)),
 }  # fmt: skip
 #: Constant inputs that are added; for jointly affine operators, all are.
 ADDED: Mapping[str, tuple[int, ...]] = {
+    "BatchNorm": (2, 3),
+    "BatchRMSNorm": (2,),
     "BatchNormalization": (2, 3),
     "Conv": (2,),
     "ConvTranspose": (2,),
@@ -104,7 +107,7 @@ def _steps(model: ir.Model, node: ir.Node) -> list[Step]:
         return _products(node, label)
     if node.op_type == "Pow":
         return _power(_name(out), _shape(out), label, _name(variable[0]), int(_scalar(node.inputs[1]) or 1))
-    if node.domain == DOMAIN:
+    if node.domain == DOMAIN and node.op_type.startswith(POLYNOMIAL):
         return [_polynomial(node)]
     return [
         Affine(_name(value), _shape(value), label, *_affine(model, node, index, variable))
@@ -244,7 +247,8 @@ class _Alone:
             opset_imports=dict(model.opset_imports),
             name="alone",
         )
-        self._run = Reference(ir.Model(graph, ir_version=model.ir_version))
+        functions = list(model.functions.values())
+        self._run = Reference(ir.Model(graph, ir_version=model.ir_version, functions=functions))
         self._output = _name(node.outputs[output])
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

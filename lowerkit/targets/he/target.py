@@ -20,7 +20,8 @@ from lowerkit.targets.he.program import Polynomial
 from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
 
-#: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator.
+#: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator. The
+#: last two are what is left of divisions by encrypted numbers and of layer norms.
 FUNCTIONS: Mapping[str, str] = {
     "erf": "Erf",
     "gelu": "Gelu",
@@ -29,7 +30,11 @@ FUNCTIONS: Mapping[str, str] = {
     "silu": "Silu",
     "softplus": "Softplus",
     "tanh": "Tanh",
+    "reciprocal": "Reciprocal",
+    "rsqrt": "Rsqrt",
 }
+#: How these two are replaced: their relative error matters, and their intervals are wide.
+INVERSES = "interval-poly:degree=15"
 
 
 class HeTarget(Target):
@@ -37,8 +42,12 @@ class HeTarget(Target):
 
     name = "he"
     summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
-    defaults: ClassVar[Mapping[str, str]] = dict.fromkeys(FUNCTIONS, "interval-poly")
-    expands = frozenset({"Attention"})
+    defaults: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(FUNCTIONS, "interval-poly"),
+        "reciprocal": INVERSES,
+        "rsqrt": INVERSES,
+    }
+    expands = frozenset({"Attention", "Div", "LayerNormalization", "RMSNormalization"})
     must_lower = frozenset(FUNCTIONS.values())
     native = frozenset(f"{reading.POLYNOMIAL}{op}" for op in FUNCTIONS.values())
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.

@@ -14,7 +14,8 @@ from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.presum import Presum, equal_columns, presum
 from lowerkit.targets.he.packing.tiles import group_counts, tiles
 from lowerkit.targets.he.packing.ways import Emit, Network, Way, plan_for, priced, seconds
-from lowerkit.targets.he.program import Affine, Product, Program
+from lowerkit.targets.he.program import Affine, Polynomial, Product, Program
+from lowerkit.targets.he.simplify import common_factor
 
 #: How affine maps of a client's input may be computed.
 PACKINGS = ("auto", "tiles", "diagonals")
@@ -29,6 +30,24 @@ def ways(
         level: of its operands.
         packing: one of PACKINGS.
     """
+    found = list(_ways(program, step, layouts, slots, level, packing))
+    tidy = [way for way in found if way.layout.tidy] if _for_polynomials(program, step.name) else []
+    return iter(tidy or found)
+
+
+def _for_polynomials(program: Program, name: str) -> bool:
+    """Whether a polynomial reads the value, or a sum of its products: only tidy layouts then save it a mask."""
+    for step in program.steps:
+        if name not in step.reads or (isinstance(step, Affine) and common_factor(step) != 1):
+            continue
+        if isinstance(step, Polynomial) or _for_polynomials(program, step.name):
+            return True
+    return False
+
+
+def _ways(
+    program: Program, step: Affine, layouts: Mapping[str, Layout], slots: int, level: int, packing: str
+) -> Iterator[Way]:
     wanted = _wanted(program, step, slots)
     if len(step.terms) > 1:
         yield from _several(step, layouts, level, wanted)
@@ -44,8 +63,12 @@ def ways(
 
 def _wanted(program: Program, step: Affine, slots: int) -> list[Layout]:
     """Where a product of matrices wants the step's outputs to be; nothing where none reads them."""
-    readers = [r for r in program.steps if isinstance(r, Product) and step.name in r.reads]
-    found = [x for r in readers for x in products.wanted(r, step.name, len(step.bias), slots)]
+    found = []
+    for reader in program.steps:
+        if isinstance(reader, Product) and step.name in reader.reads:
+            free = isinstance(program[reader.left], Affine)  # and not scores, whose frame is there already
+            order = products.ALL_AROUND if free else products.AFTER_SCORES
+            found += products.wanted(reader, step.name, len(step.bias), slots, order)
     return list({x.key(): x for x in found}.values())
 
 
@@ -70,7 +93,7 @@ def _in_place(step: Affine, name: str, matrix: sparse.csr_array, source: Layout,
 
     count = len(before.steps)
     taken = seconds(source.slots, level, rotate=count, add=count)
-    yield Way(f"{count} rotations", taken, result, _with_bias(step, emit))
+    yield Way(f"{count} rotations", taken, result, {name: 0}, _with_bias(step, emit))
 
 
 def _with_bias(step: Affine, made: Callable[[Network], tuple[int, Layout]]) -> Emit:
@@ -97,6 +120,7 @@ def _tiled(
                 f"tiles of {groups} groups",
                 taken,
                 Layout(slots, places, slots // groups),
+                {name: 1},
                 _with_bias(step, _tiles_emitter(name, matrix, places, groups)),
             )
 
@@ -143,6 +167,7 @@ def _diagonal(
                 f"{count} diagonals, folded by {plan.fold}",
                 taken + seconds(layout.slots, level, rotate=extra, add=extra),
                 plan.layout(layout),
+                {name: 1},
                 _with_bias(step, _diagonals_emitter(name, before, left, layout, plan)),
             )
 
@@ -158,13 +183,13 @@ def _several(
     for plan in _plans(step, matrix, sources[first], wanted):
         maps = {name: priced(m, sources[name], plan, level) for name, m in step.terms.items()}
         emitters = [
-            _diagonals_emitter(name, None, step.terms[name], sources[name], maps[name][2])
-            for name in maps
+            _diagonals_emitter(name, None, step.terms[name], sources[name], maps[name][2]) for name in maps
         ]
         yield Way(
             f"{len(maps)} maps by diagonals, folded by {plan.fold}",
             sum(taken for taken, _, _ in maps.values()),
             plan.layout(sources[first]),
+            dict.fromkeys(maps, 1),
             _with_bias(step, _sum_emitter(emitters)),
         )
 

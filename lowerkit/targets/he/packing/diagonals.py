@@ -63,12 +63,22 @@ def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> tuple[
 
 def giant_steps(steps: np.ndarray) -> list[int]:
     """Giant steps that are worth a try for the set of `steps`."""
-    return sorted({2**i for i in range(14)} | {int(np.ceil(np.sqrt(max(len(steps), 1))))})
+    root = np.sqrt(max(len(steps), 1))
+    span = max(int(steps.max(initial=0)).bit_length(), 1)
+    return sorted({2**i for i in range(span)} | {int(np.ceil(root))})
 
 
 def rotations(steps: np.ndarray, giant: int) -> tuple[int, int]:
     """Baby and giant rotations for the set of `steps`."""
-    return int(np.count_nonzero(np.unique(steps % giant))), int(np.count_nonzero(np.unique(steps // giant)))
+    return int(np.count_nonzero(distinct(steps % giant))), int(np.count_nonzero(distinct(steps // giant)))
+
+
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """The set of `numbers`, which are not negative, ascending."""
+    seen = np.zeros(int(numbers.max(initial=0)) + 1, bool)
+    seen[numbers] = True
+    found: np.ndarray = np.flatnonzero(seen)
+    return found
 
 
 def diagonals(
@@ -83,10 +93,10 @@ def diagonals(
     copies = np.arange(source.copies // plan.copies) * plan.copies * period
     giants = steps // plan.giant
     sums: list[int] = []
-    for giant in np.unique(giants):
+    for giant in distinct(giants):
         shift = int(giant) * plan.giant
         parts = []
-        for step in np.unique(steps[giants == giant]):
+        for step in distinct(steps[giants == giant]):
             here = steps == step
             weights = np.zeros(slots)
             weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(data[here], len(copies))

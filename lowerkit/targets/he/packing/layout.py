@@ -27,7 +27,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         assert self.slots % self.period == 0
-        assert len(np.unique(self.places)) == len(self.places)
+        assert np.bincount(self.places).max(initial=0) <= 1
         assert self.places.size == 0 or 0 <= self.places.min() <= self.places.max() < self.period
         assert self.inner < self.period
         assert not np.any(self.places & self.inner)

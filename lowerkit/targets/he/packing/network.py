@@ -6,7 +6,7 @@ alone is not the best.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,18 +18,34 @@ from lowerkit.targets.he.packing import affine, products
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.packing.arrange import orders
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
-from lowerkit.targets.he.packing.ways import Network, Way
+from lowerkit.targets.he.packing.ways import Network, Way, seconds
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
 
 #: Partial packings that the search keeps.
-BEAM = 8
+BEAM = 12
+
+
+#: Rotations, half way down, that a level more on the longest path counts for: it makes all that is above it slower.
+PRICE_OF_LEVEL = 12
 
 
 @dataclass(frozen=True)
 class _State:
+    """Ways of the first steps, with the layouts that they leave and the depth of every value."""
+
     seconds: float
     layouts: dict[str, Layout]
+    depths: dict[str, int]
     ways: tuple[tuple[Step, Way], ...]
+
+    def with_way(self, step: Step, way: Way) -> _State:
+        deepest = max((self.depths.get(name, 0) + n for name, n in way.levels.items()), default=0)
+        return _State(
+            self.seconds + way.seconds,
+            {**self.layouts, step.name: way.layout},
+            {**self.depths, step.name: deepest},
+            (*self.ways, (step, way)),
+        )
 
 
 def pack(program: Program, slots: int, packing: str = "auto") -> Network:
@@ -41,7 +57,7 @@ def pack(program: Program, slots: int, packing: str = "auto") -> Network:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
     below = _depth_below(program)
     last = {name: i for i, step in enumerate(program.steps) for name in step.reads}
-    states = [_State(0.0, {}, ())]
+    states = [_State(0.0, {}, {}, ())]
     for i, step in enumerate(program.steps):
         if isinstance(step, Input) and not _read_whole(program, step, packing):
             continue
@@ -51,17 +67,15 @@ def pack(program: Program, slots: int, packing: str = "auto") -> Network:
             operands = tuple(s.layouts[name].key() for name in step.reads if name in s.layouts)
             if operands not in known:
                 known[operands] = list(_ways(program, step, s.layouts, slots, below[step.name], packing))
-            grown += [
-                _State(s.seconds + way.seconds, {**s.layouts, step.name: way.layout}, (*s.ways, (step, way)))
-                for way in known[operands]
-            ]
+            grown += [s.with_way(step, way) for way in known[operands]]
         if not grown:
             raise UnsupportedError(
                 f"target 'he': its numbers do not fit into {slots} slots",
                 node=f"value '{step.name}'",
                 hint="compile for a smaller --shape, or a larger ring with the option ring",
             )
-        states = _best(grown, {name for name, reader in last.items() if reader > i} | {step.name})
+        alive = {name for name, reader in last.items() if reader > i} | {step.name}
+        states = _best(grown, {name: below[name] for name in alive}, slots)
     network = Network(Packed(slots), outputs=program.outputs)
     for step, way in states[0].ways:
         network.program.layer = step.node
@@ -86,10 +100,19 @@ def _live(network: Network) -> Network:
     )
 
 
-def _best(states: Sequence[_State], alive: set[str]) -> list[_State]:
-    """The cheapest, one for every set of layouts of the values that are still read."""
+def _best(states: Sequence[_State], alive: Mapping[str, int], slots: int) -> list[_State]:
+    """The cheapest, one for every set of layouts of the values that are still read.
+
+    Args:
+        alive: these values, and how many levels the longest way from each to an output takes at least.
+    """
+
+    def price(state: _State) -> float:
+        depth = max(state.depths.get(name, 0) + rest for name, rest in alive.items())
+        return state.seconds + depth * seconds(slots, depth // 2, rotate=PRICE_OF_LEVEL)
+
     kept: dict[tuple[object, ...], _State] = {}
-    for state in sorted(states, key=lambda s: s.seconds):
+    for state in sorted(states, key=price):
         kept.setdefault(tuple((n, x.key()) for n, x in state.layouts.items() if n in alive), state)
     return list(kept.values())[:BEAM]
 
@@ -128,17 +151,23 @@ def _ways(
     elif isinstance(step, Product):
         yield from products.product(step, layouts, slots, below + 2)
     elif isinstance(step, Polynomial):
-        layout = layouts[step.value]
-        if layout.tidy:  # beyond [-1, 1] a polynomial may be huge
-            left = replace(layout, clean=False)
-            yield Way(
-                "polynomial",
-                0.0,
-                left,
-                lambda n: (polynomial.emit(n.program, n.values[step.value], step), left),
-            )
+        yield _polynomial(step, layouts[step.value], below + depth(step))
     else:
         yield from affine.ways(program, step, layouts, slots, below + 1, packing)
+
+
+def _polynomial(step: Polynomial, layout: Layout, level: int) -> Way:
+    """Beyond [-1, 1] a polynomial may be huge, so that a mask takes away what is not the tensor's, at one level."""
+    left = replace(layout, clean=False)
+
+    def emit(network: Network) -> tuple[int, Layout]:
+        x = network.values[step.value]
+        if not layout.tidy:
+            x = network.program.mul_plain(x, (layout.held() >= 0).astype(np.float64))
+        return polynomial.emit(network.program, x, step), left
+
+    taken = 0.0 if layout.tidy else seconds(layout.slots, level, mul_plain=1, rescale=1)
+    return Way("polynomial", taken, left, {step.value: depth(step) + (not layout.tidy)}, emit)
 
 
 def _whole(name: str, layout: Layout) -> Way:
@@ -146,4 +175,4 @@ def _whole(name: str, layout: Layout) -> Way:
         network.gathers.append((name, layout.held().astype(np.int32)))
         return network.program.input(), layout
 
-    return Way("input", 0.0, layout, emit)
+    return Way("input", 0.0, layout, {}, emit)

@@ -26,8 +26,10 @@ from lowerkit.targets.he.packing.ways import Network, Way, plan_for, priced, sec
 from lowerkit.targets.he.program import Product, picked
 
 BATCH, ROWS, COLUMNS, SUMMED = range(4)
+Order = tuple[int, int, int, int]
 #: Orders of a frame's axes, outermost first.
-ORDERS = ((SUMMED, COLUMNS, BATCH, ROWS), (COLUMNS, SUMMED, BATCH, ROWS))
+ALL_AROUND: Order = (SUMMED, COLUMNS, BATCH, ROWS)
+AFTER_SCORES: Order = (COLUMNS, SUMMED, BATCH, ROWS)
 
 
 @dataclass(frozen=True)
@@ -61,32 +63,27 @@ class Frame:
         return found
 
 
-def frames(step: Product) -> Iterator[Frame]:
-    """The frames for a product of matrices; none for other products."""
-    for order in ORDERS if step.axes else ():
-        strides, stride = [0] * 4, 1
-        for axis in reversed(order):
-            strides[axis] = stride
-            stride *= power_of_two(step.axes[axis])
-        yield Frame(step.axes, tuple(strides))
+def frame(step: Product, order: Order) -> Frame:
+    """The frame for a product of matrices."""
+    strides, stride = [0] * 4, 1
+    for axis in reversed(order):
+        strides[axis] = stride
+        stride *= power_of_two(step.axes[axis])
+    return Frame(step.axes, tuple(strides))
 
 
-def wanted(step: Product, name: str, size: int, slots: int) -> Iterator[Layout]:
+def wanted(step: Product, name: str, size: int, slots: int, order: Order) -> Iterator[Layout]:
     """Layouts in which a factor of `size` elements of a product of matrices should be made."""
-    for frame in frames(step):
-        if frame.period > slots:
+    if not step.axes or (found := frame(step, order)).period > slots:
+        return
+    second = order[1]
+    for factor, index, missing in zip(*zip(*step.factors, strict=True), (COLUMNS, ROWS), strict=True):
+        if factor != name:
             continue
-        for (factor, index), is_left in zip(step.factors, (True, False), strict=True):
-            if factor != name:
-                continue
-            if is_left:
-                yield from _layout(frame.places(), index, size, frame.bits(COLUMNS), frame.period, slots)
-                continue
-            yield from _layout(frame.places(), index, size, frame.bits(ROWS), frame.period, slots)
-            for axis in (COLUMNS, SUMMED):
-                if power_of_two(frame.axes[axis]) <= power_of_two(frame.axes[ROWS]):
-                    places = frame.places((axis, ROWS))
-                    yield from _layout(places, index, size, frame.bits(axis), frame.period, slots)
+        yield from _layout(found.places(), index, size, found.bits(missing), found.period, slots)
+        if missing == ROWS and power_of_two(step.axes[second]) <= power_of_two(step.axes[ROWS]):
+            places = found.places((second, ROWS))
+            yield from _layout(places, index, size, found.bits(second), found.period, slots)
 
 
 def _layout(
@@ -130,7 +127,11 @@ def product(step: Product, layouts: Mapping[str, Layout], slots: int, level: int
         else:
             clean = bool((used | zero).all())
             result = Layout(slots, layout.places, layout.period, clean, layout.inner)
-            yield Way("product", taken + _multiplied(slots, level - 1), result, _emitter(step, moves, result))
+            levels: dict[str, int] = {}
+            for (name, _), move in zip(step.factors, moves, strict=True):
+                levels[name] = max(levels.get(name, 1), 1 if move is None else 2)
+            taken += _multiplied(slots, level - 1)
+            yield Way("product", taken, result, levels, _emitter(step, moves, result))
 
 
 def _multiplied(slots: int, level: int) -> float:
@@ -153,9 +154,9 @@ def _emitter(step: Product, moves: list, result: Layout):
 
 def _candidates(step: Product, layouts: Mapping[str, Layout], slots: int) -> Iterator[Layout]:
     """Where the product may stand: in a frame, or as the factor that has its elements does."""
-    for frame in frames(step):
-        if frame.period <= slots:
-            yield Layout(slots, frame.places(), frame.period)
+    for order in (ALL_AROUND, AFTER_SCORES) if step.axes else ():
+        if (found := frame(step, order)).period <= slots:
+            yield Layout(slots, found.places(), found.period)
     whole = [layouts[name] for name, index in step.factors if index is None]
     period = max(layouts[name].period for name, _ in step.factors)
     for layout in whole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy import sparse
 
 from lowerkit.targets.he import cost
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.diagonals import Diagonals, giant_steps, offsets, rotations
+from lowerkit.targets.he.packing.diagonals import Diagonals, distinct, giant_steps, offsets, rotations
 from lowerkit.targets.he.packing.layout import Layout
 
 
@@ -38,11 +38,18 @@ Emit = Callable[[Network], tuple[int, Layout]]
 
 @dataclass(frozen=True)
 class Way:
-    """One way of computing a step: what it would cost, where it leaves the result, and how to emit it."""
+    """One way of computing a step.
+
+    Attributes:
+        seconds: estimated.
+        layout: of the result.
+        levels: value that is read -> levels between it and the result.
+    """
 
     what: str
     seconds: float
     layout: Layout
+    levels: Mapping[str, int]
     emit: Emit
 
 
@@ -50,7 +57,7 @@ def priced(
     matrix: sparse.csr_array, source: Layout, plan: Diagonals, level: int
 ) -> tuple[float, int, Diagonals]:
     """Estimated seconds, how many diagonals there are, and the plan with the best giant step."""
-    steps = np.unique(offsets(matrix, source, plan)[0])
+    steps = distinct(offsets(matrix, source, plan)[0])
     folds = (source.period // plan.fold).bit_length() - 1
     taken, giant = min(_stepping(source.slots, level, steps, giant) for giant in giant_steps(steps))
     taken += seconds(source.slots, level, mul_plain=len(steps), add=len(steps))
