@@ -6,6 +6,7 @@ matrix is sparse and in float64. Between affine steps stand products and polynom
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -151,8 +152,28 @@ class Program:
             values[step.name] = step.evaluate(inputs if isinstance(step, Input) else values)
         return {step.name: values[step.name].reshape(step.shape) for step in self.steps}
 
+    def digest(self) -> str:
+        """SHA-256 of all that the program is."""
+        found = hashlib.sha256(str(self).encode())
+        for step in self.steps:
+            for part in _parts(step):
+                found.update(np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
+
     def __str__(self) -> str:
         return "\n".join(_line(step) for step in self.steps) + f"\nreturn {', '.join(self.outputs)}"
+
+
+def _parts(step: Step) -> Iterator[np.ndarray]:
+    """The numbers that a step holds."""
+    if isinstance(step, Affine):
+        yield step.bias
+        for matrix in step.terms.values():
+            yield from (matrix.data, matrix.indices, matrix.indptr)
+    elif isinstance(step, Product):
+        yield from (index for _, index in step.factors if index is not None)
+    elif isinstance(step, Polynomial):
+        yield np.array([*step.coefficients, step.low, step.high])
 
 
 def _line(step: Step) -> str:

@@ -6,6 +6,7 @@ alone is not the best.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from lowerkit.targets.he.packing.arrange import orders
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.ways import Network, Way, seconds
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
+from lowerkit.targets.he.simplify import common_factor
 
 #: Partial packings that the search keeps.
 BEAM = 12
@@ -48,6 +50,10 @@ class _State:
         )
 
 
+#: The last networks that were packed: planning, emitting and probing all ask for the same one.
+_RECENT: OrderedDict[tuple[str, int, str], Network] = OrderedDict()
+
+
 def pack(program: Program, slots: int, packing: str = "auto") -> Network:
     """The network in vectors of `slots`.
 
@@ -55,6 +61,21 @@ def pack(program: Program, slots: int, packing: str = "auto") -> Network:
     """
     if packing not in PACKINGS:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
+    key = (program.digest(), slots, packing)
+    if key not in _RECENT:
+        _RECENT[key] = _packed(program, slots, packing)
+    _RECENT.move_to_end(key)
+    if len(_RECENT) > 2:
+        _RECENT.popitem(last=False)
+    return _RECENT[key]
+
+
+def least_depth(program: Program) -> int:
+    """Levels that any packing of the program takes."""
+    return max(_depth_below(program).values())
+
+
+def _packed(program: Program, slots: int, packing: str) -> Network:
     below = _depth_below(program)
     last = {name: i for i, step in enumerate(program.steps) for name in step.reads}
     states = [_State(0.0, {}, {}, ())]
@@ -130,7 +151,8 @@ def depth(step: Step) -> int:
     """Levels that a step takes."""
     if isinstance(step, Polynomial):
         return polynomial.depth(step)
-    return 0 if isinstance(step, Input) else 1
+    sums = isinstance(step, Affine) and common_factor(step) == 1
+    return 0 if isinstance(step, Input) or sums else 1
 
 
 def _read_whole(program: Program, step: Input, packing: str) -> bool:

@@ -59,19 +59,14 @@ def priced(
     """Estimated seconds, how many diagonals there are, and the plan with the best giant step."""
     steps = distinct(offsets(matrix, source, plan)[0])
     folds = (source.period // plan.fold).bit_length() - 1
-    taken, giant = min(_stepping(source.slots, level, steps, giant) for giant in giant_steps(steps))
+    # By number alone, and the most baby steps of equal numbers: maps of one value share these.
+    counted = [(*rotations(steps, giant), giant) for giant in giant_steps(steps)]
+    babies, giants, giant = min(counted, key=lambda found: (found[0] + found[1], -found[2]))
+    taken = seconds(source.slots, level, rotate=babies, rescale=giants + 1)
+    taken += seconds(source.slots, level - 1, rotate=giants)
     taken += seconds(source.slots, level, mul_plain=len(steps), add=len(steps))
     taken += seconds(source.slots, level - 1, rotate=folds, add=folds)
     return taken, len(steps), replace(plan, giant=giant)
-
-
-def _stepping(slots: int, level: int, steps: np.ndarray, giant: int) -> tuple[float, int]:
-    """Estimated seconds of the rotations by baby steps and giant steps, and the giant step."""
-    babies, giants = rotations(steps, giant)
-    taken = seconds(slots, level, rotate=babies, rescale=giants + 1) + seconds(
-        slots, level - 1, rotate=giants
-    )
-    return taken, giant
 
 
 def plan_for(wanted: Layout, source: Layout) -> Diagonals:
