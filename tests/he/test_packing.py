@@ -19,7 +19,7 @@ from lowerkit.targets.he.program import Polynomial, Program
 from lowerkit.targets.he.reading import read
 
 
-def _check(program: Program, samples: list[dict[str, np.ndarray]], slots: int, packing: str) -> Packed:
+def check(program: Program, samples: list[dict[str, np.ndarray]], slots: int, packing: str) -> Packed:
     network = pack(program, slots, packing)
     for sample in samples:
         values = network.program.run(vectors_of(network, sample))
@@ -52,7 +52,7 @@ def test_dense_layers(sizes: tuple[int, int, int], packing: str, slots: int, see
         d=rng.standard_normal(b).astype(np.float32),
         v=rng.standard_normal((b, c)).astype(np.float32),
     )
-    _check(read(model), uniform(model, 1, seed), slots, packing)
+    check(read(model), uniform(model, 1, seed), slots, packing)
 
 
 @settings(max_examples=25)
@@ -85,7 +85,7 @@ def test_convolutions(
         w=rng.standard_normal((b, a, kernel, kernel)).astype(np.float32),
         v=rng.standard_normal((c, b, 1, 1)).astype(np.float32),
     )
-    _check(read(model), uniform(model, 1), 1024, packing)
+    check(read(model), uniform(model, 1), 1024, packing)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -105,7 +105,7 @@ def test_residual_connections(packing: str) -> None:
         v=rng.standard_normal((12, 12)).astype(np.float32),
         t=rng.standard_normal((12, 5)).astype(np.float32),
     )
-    _check(read(model), uniform(model, 1), 64, packing)
+    check(read(model), uniform(model, 1), 64, packing)
 
 
 def test_pooling_takes_rotations_and_no_level() -> None:
@@ -120,7 +120,7 @@ def test_pooling_takes_rotations_and_no_level() -> None:
         w=np.random.default_rng(0).standard_normal((4, 1, 3, 3)).astype(np.float32),
         v=np.random.default_rng(1).standard_normal((64, 3)).astype(np.float32),
     )
-    packed = _check(read(model), uniform(model, 1), 256, "auto")
+    packed = check(read(model), uniform(model, 1), 256, "auto")
     assert max(packed.depths()) == 3
 
 
@@ -130,7 +130,7 @@ def test_tiles_need_no_rotation_of_the_input() -> None:
         "(float[1,64] x) => (float[1,8] y) { y = MatMul (x, w) }",
         w=rng.standard_normal((64, 8)).astype(np.float32),
     )
-    packed = _check(read(model), uniform(model, 1), 128, "tiles")
+    packed = check(read(model), uniform(model, 1), 128, "tiles")
     rotated = [packed.ops[op.args[0]].kind for op in packed.ops if op.kind == "rotate"]
     assert "input" not in rotated
     kinds = [op.kind for op in packed.ops]

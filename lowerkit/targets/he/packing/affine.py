@@ -144,6 +144,8 @@ def _summed_later(program: Program, name: str) -> np.ndarray | None:
             return None
         if isinstance(readers[0], Affine):
             return equal_columns(readers[0].terms[name])
+        if isinstance(readers[0], Product) and any(index is not None for _, index in readers[0].factors):
+            return None
         name = readers[0].name
 
 

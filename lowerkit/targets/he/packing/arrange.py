@@ -31,7 +31,7 @@ def free(shape: tuple[int, ...], sets: np.ndarray | None) -> Iterator[np.ndarray
     """
     size = int(np.prod(shape))
     yield from orders(shape)
-    if sets is None:
+    if sets is None or sets.shape[1] & (sets.shape[1] - 1):
         return
     for rank in (np.arange(len(sets)), _padded(shape, sets[:, 0])):
         places = np.full(size, -1)
