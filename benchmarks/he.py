@@ -16,6 +16,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,9 @@ def evaluated(
     reference = Reference(artifact.model())
     pairs, encrypting, answering = [], [], []
     for sample in samples:
-        wall, _, query = timed(lambda sample=sample: client.encrypt(sample))
+        wall, _, query = timed(partial(client.encrypt, sample))
         encrypting.append(wall)
-        wall, _, answer = timed(lambda query=query: server.evaluate(query))
+        wall, _, answer = timed(partial(server.evaluate, query))
         answering.append(wall)
         (found,) = client.decrypt(answer).values()
         (expected,) = reference(sample).values()

@@ -13,7 +13,8 @@ from numpy.polynomial import chebyshev
 from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.targets.he import polynomial
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.network import PACKINGS, pack
+from lowerkit.targets.he.packing.affine import PACKINGS
+from lowerkit.targets.he.packing.network import pack
 from lowerkit.targets.he.parameters import vectors_of
 from lowerkit.targets.he.program import Polynomial, Program
 from lowerkit.targets.he.reading import read

@@ -89,10 +89,11 @@ def _without_factor(
                 continue
             kept, kept_index = inner.factors[1 - which]
             kept_index = _composed(kept_index, index)
-            sides = {"left": kept, "left_index": kept_index}
-            if place:
-                sides = {"right": kept, "right_index": kept_index}
-            product = replace(outer, name=f"{step.name}.terms", **sides)
+            product = replace(outer, name=f"{step.name}.terms")
+            if place == 0:
+                product = replace(product, left=kept, left_index=kept_index)
+            else:
+                product = replace(product, right=kept, right_index=kept_index)
             total = replace(step, name=f"{step.name}.sums", terms={product.name: matrix})
             last = Product(step.name, step.shape, step.node, total.name, factor, None, constant)
             return product, total, last
@@ -262,7 +263,7 @@ def _readers(program: Program) -> dict[str, int]:
 def _live(program: Program, steps: Mapping[str, Step]) -> Program:
     """The steps that outputs need, and all inputs."""
     needed = set(program.outputs)
-    for step in reversed(steps.values()):
+    for step in reversed(list(steps.values())):
         if step.name in needed:
             needed.update(step.reads)
     kept = tuple(s for s in steps.values() if s.name in needed or isinstance(s, Input))
@@ -270,4 +271,4 @@ def _live(program: Program, steps: Mapping[str, Step]) -> Program:
 
 
 def _sums(matrix: sparse.csr_array) -> bool:
-    return matrix.nnz > matrix.shape[0]
+    return bool(matrix.nnz > matrix.shape[0])

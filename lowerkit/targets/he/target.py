@@ -14,7 +14,7 @@ from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.he import artifact, parameters, reading, report, simulator
 from lowerkit.targets.he.levelled import Levelled
-from lowerkit.targets.he.packing.network import PACKINGS
+from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
 from lowerkit.targets.he.program import Polynomial
 from lowerkit.targets.he.runtime.files import RunError

@@ -12,7 +12,7 @@ from lowerkit.targets.he.packing import arrange, products
 from lowerkit.targets.he.packing.diagonals import Diagonals, diagonals
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.presum import Presum, equal_columns, presum
-from lowerkit.targets.he.packing.tiles import group_counts, tiles
+from lowerkit.targets.he.packing.tiles import group_counts, summed, tiles
 from lowerkit.targets.he.packing.ways import Emit, Network, Way, plan_for, priced, seconds
 from lowerkit.targets.he.program import Affine, Polynomial, Product, Program
 from lowerkit.targets.he.simplify import common_factor
@@ -54,8 +54,8 @@ def _ways(
         return
     ((name, matrix),) = step.terms.items()
     inputs = {s.name for s in program.inputs()}
-    if name in inputs and packing != "diagonals" and not wanted:
-        yield from _tiled(program, step, name, matrix, slots, level)
+    if name in inputs and packing != "diagonals":
+        yield from _tiled(program, step, name, matrix, slots, level, wanted)
     if name in layouts:
         sums = list(_in_place(step, name, matrix, layouts[name], level))
         yield from sums or _diagonal(step, name, matrix, layouts[name], level, wanted)
@@ -63,7 +63,7 @@ def _ways(
 
 def _wanted(program: Program, step: Affine, slots: int) -> list[Layout]:
     """Where a product of matrices wants the step's outputs to be; nothing where none reads them."""
-    found = []
+    found: list[Layout] = []
     for reader in program.steps:
         if isinstance(reader, Product) and step.name in reader.reads:
             free = isinstance(program[reader.left], Affine)  # and not scores, whose frame is there already
@@ -105,33 +105,39 @@ def _with_bias(step: Affine, made: Callable[[Network], tuple[int, Layout]]) -> E
 
 
 def _tiled(
-    program: Program, step: Affine, name: str, matrix: sparse.csr_array, slots: int, level: int
+    program: Program,
+    step: Affine,
+    name: str,
+    matrix: sparse.csr_array,
+    slots: int,
+    level: int,
+    wanted: Sequence[Layout],
 ) -> Iterator[Way]:
+    widest = int(np.diff(matrix.indptr).max(initial=1))
+    for layout in wanted or _tile_layouts(program, step, matrix, slots):
+        groups = layout.copies
+        folds = groups.bit_length() - 1
+        taken = seconds(slots, level, mul_plain=-(-widest // groups), add=-(-widest // groups))
+        taken += seconds(slots, level - 1, rotate=folds, add=folds)
+        emit = _with_bias(step, _tiles_emitter(name, matrix, layout))
+        yield Way(f"tiles of {groups} groups", taken, layout, {name: 1}, emit)
+
+
+def _tile_layouts(program: Program, step: Affine, matrix: sparse.csr_array, slots: int) -> Iterator[Layout]:
+    """Where tiles may leave outputs that may stand anywhere."""
     for places in arrange.free(step.shape, _summed_later(program, step.name)):
         block = power_of_two(int(places.max()) + 1)
-        if block > slots:
-            continue
-        widest = int(np.diff(matrix.indptr).max(initial=1))
-        for groups in group_counts(matrix, block, slots):
-            folds = groups.bit_length() - 1
-            taken = seconds(slots, level, mul_plain=-(-widest // groups), add=-(-widest // groups))
-            taken += seconds(slots, level - 1, rotate=folds, add=folds)
-            yield Way(
-                f"tiles of {groups} groups",
-                taken,
-                Layout(slots, places, slots // groups),
-                {name: 1},
-                _with_bias(step, _tiles_emitter(name, matrix, places, groups)),
-            )
+        for groups in group_counts(matrix, block, slots) if block <= slots else ():
+            yield Layout(slots, places, slots // groups)
 
 
 def _tiles_emitter(
-    name: str, matrix: sparse.csr_array, places: np.ndarray, groups: int
+    name: str, matrix: sparse.csr_array, layout: Layout
 ) -> Callable[[Network], tuple[int, Layout]]:
     def emit(network: Network) -> tuple[int, Layout]:
-        x, gather, layout = tiles(network.program, matrix, places, groups)
-        network.gathers += [(name, row) for row in gather.index]
-        return x, layout
+        gather, weights = tiles(matrix, layout.places, layout.slots, layout.copies, layout.inner)
+        inputs = [network.input(name, row) for row in gather.index]
+        return summed(network.program, inputs, weights, layout.copies), layout
 
     return emit
 

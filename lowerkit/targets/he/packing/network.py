@@ -194,7 +194,6 @@ def _polynomial(step: Polynomial, layout: Layout, level: int) -> Way:
 
 def _whole(name: str, layout: Layout) -> Way:
     def emit(network: Network) -> tuple[int, Layout]:
-        network.gathers.append((name, layout.held().astype(np.int32)))
-        return network.program.input(), layout
+        return network.input(name, layout.held().astype(np.int32)), layout
 
     return Way("input", 0.0, layout, {}, emit)

@@ -14,15 +14,15 @@ which costs no more either; masks, as many as there are diagonals in a matrix of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
-from lowerkit.targets.he.packing.diagonals import diagonals
+from lowerkit.targets.he.packing.diagonals import Diagonals, diagonals
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
-from lowerkit.targets.he.packing.ways import Network, Way, plan_for, priced, seconds
+from lowerkit.targets.he.packing.ways import Emit, Network, Way, plan_for, priced, seconds
 from lowerkit.targets.he.program import Product, picked
 
 BATCH, ROWS, COLUMNS, SUMMED = range(4)
@@ -99,6 +99,10 @@ def _layout(
         yield Layout(slots, first, period, inner=inner)
 
 
+#: The matrix that picks a factor's elements, and how it is computed.
+_Move = tuple[sparse.csr_array, Diagonals]
+
+
 def product(step: Product, layouts: Mapping[str, Layout], slots: int, level: int) -> Iterator[Way]:
     """Ways of a product: its factors as they are where they meet, or else moved by masks.
 
@@ -108,7 +112,8 @@ def product(step: Product, layouts: Mapping[str, Layout], slots: int, level: int
     for layout in _candidates(step, layouts, slots):
         held = layout.held()
         used = held >= 0
-        taken, moves, zero = 0.0, [], np.zeros(slots, bool)
+        taken, zero = 0.0, np.zeros(slots, bool)
+        moves: list[_Move | None] = []
         for name, index in step.factors:
             source = layouts[name]
             holds = source.held()
@@ -138,7 +143,7 @@ def _multiplied(slots: int, level: int) -> float:
     return seconds(slots, level, mul=1, relinearise=1, rescale=1)
 
 
-def _emitter(step: Product, moves: list, result: Layout):
+def _emitter(step: Product, moves: Sequence[_Move | None], result: Layout) -> Emit:
     def emit(network: Network) -> tuple[int, Layout]:
         operands = []
         for (name, _), move in zip(step.factors, moves, strict=True):

@@ -31,6 +31,14 @@ class Network:
     values: dict[str, int] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
 
+    def input(self, name: str, index: np.ndarray) -> int:
+        """The vector of a graph input's elements `index`, int32 [slots]; what is there already is not sent again."""
+        for i, (known, gather) in enumerate(self.gathers):
+            if known == name and np.array_equal(gather, index):
+                return [x for x, op in enumerate(self.program.ops) if op.kind == "input"][i]
+        self.gathers.append((name, index))
+        return self.program.input()
+
 
 #: Emits one way of computing a step.
 Emit = Callable[[Network], tuple[int, Layout]]
