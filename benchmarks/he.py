@@ -73,7 +73,7 @@ def block(samples: int) -> None:
             folder / "out",
             "he",
             calibration=folder / "calibration.npz",
-            methods={"norm": "batch-norm", "gelu": "interval-poly:degree=7"},
+            methods=vit_block.METHODS,
         )
         with np.load(folder / "test.npz") as data:
             evaluated(artifact, [{"tokens": tokens[None]} for tokens in data["tokens"][:samples]])

@@ -25,12 +25,11 @@ def expand(model: ir.Model, ops: frozenset[str], spared: Callable[[ir.Node], boo
         UnsupportedError: for a node whose attributes or inputs have no expansion; names the node.
     """
     found = False
-    for node in list(model.graph.all_nodes()):
-        if node.domain != "" or (spared is not None and spared(node)):
-            continue
-        if node.op_type in ops and node.op_type in _EXPANSIONS:
-            _EXPANSIONS[node.op_type](model, node)
-            found = True
+    for op, expansion in _EXPANSIONS.items():  # what one leaves, a later one may expand
+        for node in list(model.graph.all_nodes()) if op in ops else ():
+            if node.op_type == op and node.domain == "" and not (spared is not None and spared(node)):
+                expansion(model, node)
+                found = True
     if found:
         RemoveUnusedNodesPass()(model)
         infer_shapes(model)
@@ -207,9 +206,21 @@ def _expand_norm(model: ir.Model, node: ir.Node) -> None:
     make.replace(result)
 
 
+def _expand_softmax(model: ir.Model, node: ir.Node) -> None:
+    """Exp(x) Reciprocal(sum Exp(x)): for targets that cannot overflow where x is in its calibrated range."""
+    (x,) = node.inputs
+    assert x is not None
+    make = _Builder(model, node)
+    axes = make.constant("axes", np.array([node.attributes.get_int("axis", -1)], np.int64))
+    powers = make("powers", "Exp", x)
+    total = make("sum", "ReduceSum", powers, axes, keepdims=1)
+    make.replace(make("weights", "Mul", powers, make("reciprocal", "Reciprocal", total)))
+
+
 _EXPANSIONS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
     "Attention": _expand_attention,
     "Div": _expand_division,
     "LayerNormalization": _expand_norm,
     "RMSNormalization": _expand_norm,
+    "Softmax": _expand_softmax,
 }

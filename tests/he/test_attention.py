@@ -71,8 +71,9 @@ def test_attention_of_any_size(tokens: int, heads: int, size: int, seed: int) ->
     model = attention(tokens, heads, size, seed)
     program = read(model)
     for sample in uniform(model, 2):
-        np.testing.assert_allclose(program.run(sample)["y"], Reference(model)(sample)["y"], atol=1e-4)
-    check(program, uniform(model, 1), 1024, "auto")
+        found, expected = program.run(sample)["y"], Reference(model)(sample)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    check(program, uniform(model, 1), 4096, "auto")
 
 
 def test_scores_and_sums_of_attention_take_no_masks() -> None:
@@ -153,6 +154,28 @@ def test_divisions_by_encrypted_numbers_become_polynomials() -> None:
     found = program.run({"x": x, "d": d})["y"]
     np.testing.assert_allclose(found, x / d, rtol=1.01 * bound.value)
     assert len(polynomial.coefficients) == 16
+
+
+def test_softmax_is_of_polynomials() -> None:
+    model = parse("(float[1,4,4] x) => (float[1,4,4] y) { y = Softmax <axis = -1> (x) }")
+    original = parse("(float[1,4,4] x) => (float[1,4,4] y) { y = Softmax <axis = -1> (x) }")
+    expand(model, HeTarget.expands)
+    for node in list(model.graph):
+        if node.op_type == "Exp":
+            make("exp", "interval-poly", {"low": -1.0, "high": 1.0, "degree": 7}).rewrite(model, node)
+        elif node.op_type == "Reciprocal":
+            make("reciprocal", "interval-poly", {"low": 1.0, "high": 11.0, "degree": 15}).rewrite(model, node)
+    check(read(model), uniform(model, 1), 64, "auto")
+    for sample in uniform(model, 2):
+        found = read(model).run(sample)["y"]
+        np.testing.assert_allclose(found, Reference(original)(sample)["y"], atol=1e-4)
+
+
+def test_masks_of_infinities_are_refused() -> None:
+    mask = np.array([0, -np.inf], np.float32)
+    model = parse("(float[1,2] x) => (float[1,2] y) { y = Add (x, m) }", m=mask)
+    with pytest.raises(UnsupportedError, match="not finite"):
+        read(model)
 
 
 def test_a_division_by_a_constant_stays_affine() -> None:

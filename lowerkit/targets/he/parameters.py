@@ -166,7 +166,8 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
         if op.kind == "input":
             made = next(given)
         elif op.kind in ("mul", "mul_plain"):
-            made = operands[0] * (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
+            with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 is not proved
+                made = operands[0] * (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         elif op.kind == "rotate":
             made = np.roll(operands[0], -op.step)
         else:

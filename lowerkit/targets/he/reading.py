@@ -189,6 +189,12 @@ def _affine(
     linear, whole = (_Alone(model, node, output, inputs, linear=part) for part in (True, False))
     zeros = {_name(value): np.zeros(_shape(value), np.float32) for value in inputs}
     bias = whole(zeros).astype(np.float64).ravel()
+    if not np.isfinite(bias).all():
+        raise UnsupportedError(
+            "target 'he': it adds numbers that are not finite, as masks of attention do",
+            node=describe_node(node),
+            hint="compile for a --shape that needs no mask, or drop what is masked",
+        )
     terms = {}
     for value in inputs:
         name, size = _name(value), zeros[_name(value)].size

@@ -21,7 +21,7 @@ from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
 
 #: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator. The
-#: last two are what is left of divisions by encrypted numbers and of layer norms.
+#: last three are what is left of softmax, of divisions by encrypted numbers and of layer norms.
 FUNCTIONS: Mapping[str, str] = {
     "erf": "Erf",
     "gelu": "Gelu",
@@ -30,11 +30,16 @@ FUNCTIONS: Mapping[str, str] = {
     "silu": "Silu",
     "softplus": "Softplus",
     "tanh": "Tanh",
+    "exp": "Exp",
     "reciprocal": "Reciprocal",
     "rsqrt": "Rsqrt",
 }
-#: How these two are replaced: their relative error matters, and their intervals are wide.
-INVERSES = "interval-poly:degree=15"
+#: How the last three are replaced: their relative error matters, and intervals of the first two are wide.
+INVERSES: Mapping[str, str] = {
+    "exp": "interval-poly:degree=31",
+    "reciprocal": "interval-poly:degree=31",
+    "rsqrt": "interval-poly:degree=15",
+}
 
 
 class HeTarget(Target):
@@ -44,10 +49,9 @@ class HeTarget(Target):
     summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
     defaults: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(FUNCTIONS, "interval-poly"),
-        "reciprocal": INVERSES,
-        "rsqrt": INVERSES,
+        **INVERSES,
     }
-    expands = frozenset({"Attention", "Div", "LayerNormalization", "RMSNormalization"})
+    expands = frozenset({"Attention", "Div", "LayerNormalization", "RMSNormalization", "Softmax"})
     must_lower = frozenset(FUNCTIONS.values())
     native = frozenset(f"{reading.POLYNOMIAL}{op}" for op in FUNCTIONS.values())
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
