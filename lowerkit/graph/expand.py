@@ -10,8 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.graph.domain import describe_node
+from lowerkit.graph.domain import DOMAIN, add_function, describe_node
 from lowerkit.graph.edit import take_place
+from lowerkit.graph.fusions.activation import Rsqrt
 from lowerkit.graph.fusions.algebra import shape_of
 from lowerkit.graph.shapes import infer_shapes
 from lowerkit.graph.weights import initializer
@@ -24,12 +25,11 @@ def expand(model: ir.Model, ops: frozenset[str], spared: Callable[[ir.Node], boo
         UnsupportedError: for a node whose attributes or inputs have no expansion; names the node.
     """
     found = False
-    for node in list(model.graph.all_nodes()):
-        if node.domain != "" or (spared is not None and spared(node)):
-            continue
-        if node.op_type in ops and node.op_type in _EXPANSIONS:
-            _EXPANSIONS[node.op_type](model, node)
-            found = True
+    for op, expansion in _EXPANSIONS.items():  # what one leaves, a later one may expand
+        for node in list(model.graph.all_nodes()) if op in ops else ():
+            if node.op_type == op and node.domain == "" and not (spared is not None and spared(node)):
+                expansion(model, node)
+                found = True
     if found:
         RemoveUnusedNodesPass()(model)
         infer_shapes(model)
@@ -42,11 +42,14 @@ class _Builder:
         self.model, self.node = model, node
         self.nodes: list[ir.Node] = []
 
-    def __call__(self, what: str, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+    def __call__(
+        self, what: str, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: object
+    ) -> ir.Value:
         made = ir.node(
             op_type,
             inputs,
             attributes,
+            domain=domain,
             name=f"{self.node.name}/{what}",
             metadata_props={"lowerkit.spelled": self.node.metadata_props.get("lowerkit.spelled", "")},
         )
@@ -166,4 +169,58 @@ def _repeat_heads(make: _Builder, what: str, x: ir.Value, shape: tuple[int, ...]
     return make(f"{what}_repeated", "Gather", x, make.constant(f"{what}_index", index), axis=1)
 
 
-_EXPANSIONS: dict[str, Callable[[ir.Model, ir.Node], None]] = {"Attention": _expand_attention}
+def _expand_division(model: ir.Model, node: ir.Node) -> None:
+    """x / y as x times Reciprocal(y), for a divisor that is not constant."""
+    x, y = node.inputs
+    assert x is not None
+    assert y is not None
+    if y.const_value is not None or y.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+        return
+    make = _Builder(model, node)
+    make.replace(make("quotient", "Mul", x, make("reciprocal", "Reciprocal", y)))
+
+
+def _expand_norm(model: ir.Model, node: ir.Node) -> None:
+    """(x - mean) Rsqrt(variance + epsilon) scale + bias; RMSNormalization has neither mean nor bias."""
+    x, scale, bias = (*node.inputs, None)[:3]
+    shape = shape_of(x)
+    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
+        hint = "choose a target that has its own normalisation"
+        raise UnsupportedError(
+            "no expansion for outputs beyond the first", node=describe_node(node), hint=hint
+        )
+    if x is None or scale is None or shape is None or x.dtype is None:
+        return
+    first = node.attributes.get_int("axis", -1) % len(shape)
+    make = _Builder(model, node)
+    axes = make.constant("axes", np.arange(first, len(shape), dtype=np.int64))
+    if node.op_type == "LayerNormalization":
+        x = make("centred", "Sub", x, make("mean", "ReduceMean", x, axes, keepdims=1))
+    mean_square = make("variance", "ReduceMean", make("square", "Mul", x, x), axes, keepdims=1)
+    epsilon = make.constant("epsilon", np.array(node.attributes.get_float("epsilon", 1e-5), np.float32))
+    root = make("rsqrt", "Rsqrt", make("widened", "Add", mean_square, epsilon), domain=DOMAIN)
+    result = make("scaled", "Mul", make("normal", "Mul", x, root), scale)
+    if bias is not None:
+        result = make("shifted", "Add", result, bias)
+    add_function(model, Rsqrt)
+    make.replace(result)
+
+
+def _expand_softmax(model: ir.Model, node: ir.Node) -> None:
+    """Exp(x) Reciprocal(sum Exp(x)): for targets that cannot overflow where x is in its calibrated range."""
+    (x,) = node.inputs
+    assert x is not None
+    make = _Builder(model, node)
+    axes = make.constant("axes", np.array([node.attributes.get_int("axis", -1)], np.int64))
+    powers = make("powers", "Exp", x)
+    total = make("sum", "ReduceSum", powers, axes, keepdims=1)
+    make.replace(make("weights", "Mul", powers, make("reciprocal", "Reciprocal", total)))
+
+
+_EXPANSIONS: dict[str, Callable[[ir.Model, ir.Node], None]] = {
+    "Attention": _expand_attention,
+    "Div": _expand_division,
+    "LayerNormalization": _expand_norm,
+    "RMSNormalization": _expand_norm,
+    "Softmax": _expand_softmax,
+}

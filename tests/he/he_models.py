@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from lowerkit import pipeline
+from lowerkit.graph.load import load_model
+from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.targets.he.target import HeTarget
 
 MLP = """(float[1,12] x) => (float[1,3] y) {
@@ -43,6 +46,19 @@ def uniform(model: ir.Model, count: int, seed: int = 0) -> list[dict[str, np.nda
 def completed(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], **options: Any) -> dict[str, Any]:
     """Options as the planner completes them."""
     return HeTarget().complete(model, samples, {"margin": 1.0, **options})
+
+
+def lowered(
+    path: Path, calibration: Path, methods: Mapping[str, str]
+) -> tuple[ir.Model, list[Mapping[str, np.ndarray]]]:
+    """The lowered graph of a model, as a compilation makes it, and the calibration samples."""
+    target = HeTarget()
+    canonical = pipeline.canonical_graph(load_model(path), target, pipeline.Stages(), None, methods)
+    samples, synthetic = pipeline.gather_samples(canonical, calibration)
+    observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
+    model = canonical.clone()
+    apply_plan(model, default_plan(canonical, target, observed, methods))
+    return model, samples
 
 
 def emitted(model: ir.Model, directory: Path, **options: Any) -> Path:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from he_models import mlp_weights, uniform
+from he_models import lowered, mlp_weights, uniform
 from helpers import parse
 
 import lowerkit.api
+from examples import vit_block
 from lowerkit.errors import LowerkitWarning, UnsupportedError
 from lowerkit.passes.registry import make
+from lowerkit.reference import Reference
 from lowerkit.targets.he.target import HeTarget
 
 pytest.importorskip("seal", reason="SEAL is missing: pip install seal-python")
@@ -60,6 +63,36 @@ def test_a_trained_convolutional_network(tmp_path: Path) -> None:
     (output,) = validation.outputs
     assert output.error.total is not None
     assert output.error.total.max_abs <= 1e-4
+
+
+def test_a_transformer_block_in_the_simulator(tmp_path: Path) -> None:
+    vit_block.write(tmp_path)
+    model, samples = lowered(tmp_path / "block.onnx", tmp_path / "calibration.npz", vit_block.METHODS)
+    target = HeTarget()
+    options = target.complete(model, samples[:1], {"ranges": {"tokens": [-4.0, 4.0]}})
+    planned = target.planned(model, options)
+    assert options["ring"] == 32768
+    kinds = Counter(op.kind for op in planned.network.program.ops)
+    assert max(planned.network.program.depths()) == 14
+    assert kinds["rotate"] <= 54
+    found = target.probe(model, options, [])(samples[1])["mixed"]
+    np.testing.assert_allclose(found, Reference(model)(samples[1])["mixed"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_transformer_block_encrypted(tmp_path: Path) -> None:
+    vit_block.write(tmp_path)
+    artifact = lowerkit.api.compile(
+        tmp_path / "block.onnx",
+        tmp_path / "out",
+        "he",
+        calibration=tmp_path / "calibration.npz",
+        methods=vit_block.METHODS,
+    )
+    with np.load(tmp_path / "test.npz") as data:
+        sample = {"tokens": data["tokens"][:1]}
+    found, expected = artifact.run(sample)["mixed"], Reference(artifact.model())(sample)["mixed"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_relu_is_refused_with_what_would_help(tmp_path: Path) -> None:

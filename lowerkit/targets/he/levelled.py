@@ -9,6 +9,9 @@ A ciphertext at level l has the first l + 1 primes and stands for its slots time
   is rescaled;
 - a value that is needed further down is multiplied by 1, encoded in the same way, and rescaled.
 
+Rotations, which cost most, and more than proportionally to the primes, wait for the last level that all their readers
+can do with.
+
 So sums never mix scales, and no "close enough" is left. Rescaling and relinearisation are lazy: products are summed
 first. At level 0 a last product with a plaintext may stay as it is, at the scale that is left of the first prime.
 """
@@ -183,6 +186,7 @@ class _Lowering:
     def run(self) -> Levelled:
         values: list[int] = []
         top = len(self.chain.primes) - 1
+        latest = self.packed.latest()
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
             args = [values[a] for a in op.args]
@@ -195,22 +199,22 @@ class _Lowering:
                 x, y = self.resting(*args)
                 level = self.out.ops[x].level
                 made = self.emit("mul", (x, y), level, self.chain.scales[level] ** 2)
+            elif op.kind == "rotate":
+                x = self.rest(args[0])
+                x = self.down(x, min(self.out.ops[x].level, top - latest[index]))
+                made = self.emit("rotate", (x,), self.out.ops[x].level, self.out.ops[x].scale, step=op.step)
             else:
-                made = self._single(op.kind, self.rest(args[0]), op.step, op.plain)
+                made = self._with_plain(op.kind, self.rest(args[0]), op.plain)
             values.append(made)
             self.out.origin[index] = made
         self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
         return self.out
 
-    def _single(self, kind: str, x: int, step: int, plain: int) -> int:
+    def _with_plain(self, kind: str, x: int, plain: int) -> int:
         op = self.out.ops[x]
-        if kind == "mul_plain":
-            factor = self.chain.plain_scale(op.level)
-            scale = op.scale * factor
-            return self.emit(kind, (x,), op.level, scale, plain=plain, plain_scale=factor)
-        if kind == "add_plain":
-            return self.emit(kind, (x,), op.level, op.scale, plain=plain, plain_scale=op.scale)
-        return self.emit(kind, (x,), op.level, op.scale, step=step)
+        factor = self.chain.plain_scale(op.level) if kind == "mul_plain" else op.scale
+        scale = op.scale * factor if kind == "mul_plain" else op.scale
+        return self.emit(kind, (x,), op.level, scale, plain=plain, plain_scale=factor)
 
 
 def lower(packed: Packed, chain: Chain) -> Levelled:

@@ -137,6 +137,16 @@ class Packed:
             found.append(below + (op.kind in ("mul", "mul_plain")))
         return found
 
+    def latest(self) -> list[int]:
+        """The greatest depth at which every value may be had without making an output deeper than it is."""
+        depths = self.depths()
+        found = [max((depths[i] for i in self.outputs), default=0)] * len(self.ops)
+        for i in reversed(self.needed()):
+            below = found[i] - (self.ops[i].kind in ("mul", "mul_plain"))
+            for operand in self.ops[i].args:
+                found[operand] = min(found[operand], below)
+        return found
+
     def __str__(self) -> str:
         lines = [f"slots {self.slots}"]
         lines += [f"%{i} = {_line(op)}" for i, op in enumerate(self.ops)]

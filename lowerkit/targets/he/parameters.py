@@ -19,7 +19,8 @@ from lowerkit.errors import UnsupportedError
 from lowerkit.targets.he import levelled, security, simulator
 from lowerkit.targets.he.levelled import Chain, Levelled
 from lowerkit.targets.he.packed import Packed, magnitudes
-from lowerkit.targets.he.packing.network import Network, pack
+from lowerkit.targets.he.packing.network import least_depth, pack
+from lowerkit.targets.he.packing.ways import Network
 from lowerkit.targets.he.primes import nearest
 from lowerkit.targets.he.program import Program
 
@@ -97,6 +98,7 @@ def _in_ring(
     ranges: Mapping[str, Range],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
+    _scale_bits(least_depth(program), 1, options)  # before the search for a packing, which takes longer
     network = pack(program, options["ring"] // 2, options["packing"])
     vectors = [vectors_of(network, sample) for sample in samples]
     reach = _reach(network, vectors, ranges)
@@ -114,9 +116,15 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
 
     Raises UnsupportedError where too few are left to compute with.
     """
-    degree, depth = options["ring"], max(packed.depths()[i] for i in packed.outputs)
+    depth = max(packed.depths()[i] for i in packed.outputs)
     last = (reach[i] for i, d in enumerate(packed.depths()) if d == depth)
     head = options["head"] or math.ceil(math.log2(max(*last, 1.0))) + 1 + SPARE
+    return {"scale": _scale_bits(depth, head, options), "head": head}
+
+
+def _scale_bits(depth: int, head: int, options: Mapping[str, Any]) -> int:
+    """Bits of the scale for that many levels. Raises UnsupportedError where too few are left to compute with."""
+    degree = options["ring"]
     available = security.MOST_BITS[degree] - 1
     if options["insecure_for_testing"]:
         available = LONGEST * (depth + 2)
@@ -127,7 +135,7 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
             f"target 'he': {depth} levels leave scales of {bits} bits within the {available} bits that are secure in "
             f"the ring of degree {degree}, and at least {LEAST_SCALE} are needed"
         )
-    return {"scale": bits, "head": head}
+    return int(bits)
 
 
 def vectors_of(network: Network, sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -158,7 +166,8 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
         if op.kind == "input":
             made = next(given)
         elif op.kind in ("mul", "mul_plain"):
-            made = operands[0] * (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
+            with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 is not proved
+                made = operands[0] * (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         elif op.kind == "rotate":
             made = np.roll(operands[0], -op.step)
         else:

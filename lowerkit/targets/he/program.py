@@ -6,8 +6,9 @@ matrix is sparse and in float64. Between affine steps stand products and polynom
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -59,13 +60,22 @@ class Affine:
 
 @dataclass(frozen=True)
 class Product:
-    """left * right, element by element."""
+    """left[left_index] * right[right_index], element by element.
+
+    Attributes:
+        left_index, right_index: int64 [size]: which element of the factor each element of the product takes; None
+            where the factor has the product's own elements in their order.
+        axes: of a product of matrices before its sum, (batch, rows, columns, summed); empty for others.
+    """
 
     name: str
     shape: tuple[int, ...]
     node: str
     left: str
     right: str
+    left_index: np.ndarray | None = None
+    right_index: np.ndarray | None = None
+    axes: tuple[int, ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -74,8 +84,15 @@ class Product:
 
     def evaluate(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """See Input."""
-        found: np.ndarray = values[self.left] * values[self.right]
+        found: np.ndarray = picked(values[self.left], self.left_index) * picked(
+            values[self.right], self.right_index
+        )
         return found
+
+    @property
+    def factors(self) -> tuple[tuple[str, np.ndarray | None], tuple[str, np.ndarray | None]]:
+        """Both, each with its index."""
+        return (self.left, self.left_index), (self.right, self.right_index)
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,11 @@ class Polynomial:
         t = (2 * values[self.value] - (self.low + self.high)) / (self.high - self.low)
         found: np.ndarray = chebyshev.chebval(t, self.coefficients)
         return found
+
+
+def picked(numbers: np.ndarray, index: np.ndarray | None) -> np.ndarray:
+    """numbers[index]; all of them in order for None."""
+    return numbers if index is None else numbers[index]
 
 
 Step = Input | Affine | Product | Polynomial
@@ -130,8 +152,28 @@ class Program:
             values[step.name] = step.evaluate(inputs if isinstance(step, Input) else values)
         return {step.name: values[step.name].reshape(step.shape) for step in self.steps}
 
+    def digest(self) -> str:
+        """SHA-256 of all that the program is."""
+        found = hashlib.sha256(str(self).encode())
+        for step in self.steps:
+            for part in _parts(step):
+                found.update(np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
+
     def __str__(self) -> str:
         return "\n".join(_line(step) for step in self.steps) + f"\nreturn {', '.join(self.outputs)}"
+
+
+def _parts(step: Step) -> Iterator[np.ndarray]:
+    """The numbers that a step holds."""
+    if isinstance(step, Affine):
+        yield step.bias
+        for matrix in step.terms.values():
+            yield from (matrix.data, matrix.indices, matrix.indptr)
+    elif isinstance(step, Product):
+        yield from (index for _, index in step.factors if index is not None)
+    elif isinstance(step, Polynomial):
+        yield np.array([*step.coefficients, step.low, step.high])
 
 
 def _line(step: Step) -> str:
@@ -142,70 +184,10 @@ def _line(step: Step) -> str:
         )
         what = f"{terms} + bias"
     elif isinstance(step, Product):
-        what = f"{step.left} * {step.right}"
+        what = " * ".join(x if index is None else f"{x}[...]" for x, index in step.factors)
     elif isinstance(step, Polynomial):
         degree = len(step.coefficients) - 1
         what = f"polynomial of degree {degree} on [{step.low:.4g}, {step.high:.4g}] of {step.value}"
     else:
         what = "input"
     return f"{step.name}: {shape} = {what}"
-
-
-def fused(program: Program) -> Program:
-    """The same program with affine steps of affine steps multiplied out: each costs a level.
-
-    A step whose matrix only moves and scales elements goes into all of its readers; any other goes into its only
-    reader, so that nothing is computed twice.
-    """
-    steps: dict[str, Step] = {}
-    program = _on_unit(program)
-    readers = {step.name: sum(step.name in s.reads for s in program.steps) for step in program.steps}
-    for step in program.steps:
-        if isinstance(step, Affine):
-            step = _substituted(step, steps, readers)
-        steps[step.name] = step
-    needed = set(program.outputs)
-    for step in reversed(steps.values()):
-        if step.name in needed:
-            needed.update(step.reads)
-    kept = tuple(s for s in steps.values() if s.name in needed or isinstance(s, Input))
-    return Program(kept, program.outputs)
-
-
-def _on_unit(program: Program) -> Program:
-    """Every polynomial on [-1, 1], after an affine step that maps its interval there."""
-    steps: list[Step] = []
-    for step in program.steps:
-        if isinstance(step, Polynomial) and (step.low, step.high) != (-1.0, 1.0):
-            size, factor = int(np.prod(step.shape)), 2 / (step.high - step.low)
-            scaling = sparse.csr_array(
-                sparse.dia_array((np.full((1, size), factor), [0]), shape=(size, size))
-            )
-            shift = np.full(size, -factor * (step.low + step.high) / 2)
-            mapped = Affine(f"{step.name}.unit", step.shape, step.node, {step.value: scaling}, shift)
-            steps.append(mapped)
-            step = replace(step, value=mapped.name, low=-1.0, high=1.0)
-        steps.append(step)
-    return Program(tuple(steps), program.outputs)
-
-
-def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int]) -> Affine:
-    terms: dict[str, sparse.csr_array] = {}
-    bias = np.array(step.bias, np.float64)
-
-    def add(name: str, matrix: sparse.csr_array) -> None:
-        terms[name] = sparse.csr_array(terms[name] + matrix) if name in terms else matrix
-
-    for name, matrix in step.terms.items():
-        source = steps[name]
-        if not isinstance(source, Affine) or not (readers[name] == 1 or _moves(source)):
-            add(name, matrix)
-            continue
-        bias += matrix @ source.bias
-        for inner, first in source.terms.items():
-            add(inner, sparse.csr_array(matrix @ first))
-    return Affine(step.name, step.shape, step.node, terms, bias)
-
-
-def _moves(step: Affine) -> bool:
-    return all(np.diff(matrix.indptr).max(initial=0) <= 1 for matrix in step.terms.values())

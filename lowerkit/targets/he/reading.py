@@ -6,6 +6,7 @@ running it on the unit vectors. Numbers pass through exactly, as each output of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,8 @@ from scipy import sparse
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.reference import Reference
-from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step, fused
+from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
+from lowerkit.targets.he.simplify import simplified
 
 #: Affine in all of their inputs together.
 JOINTLY_AFFINE = frozenset({"Add", "Concat", "Identity", "Neg", "Sub", "Sum", "Mean"})
@@ -31,9 +33,12 @@ AFFINE: Mapping[str, tuple[int, ...]] = {
         ),
         (0,),
     ),
+    **dict.fromkeys(("BatchNorm", "BatchRMSNorm"), (0,)),
 }  # fmt: skip
 #: Constant inputs that are added; for jointly affine operators, all are.
 ADDED: Mapping[str, tuple[int, ...]] = {
+    "BatchNorm": (2, 3),
+    "BatchRMSNorm": (2,),
     "BatchNormalization": (2, 3),
     "Conv": (2,),
     "ConvTranspose": (2,),
@@ -41,7 +46,7 @@ ADDED: Mapping[str, tuple[int, ...]] = {
     "Pad": (2,),
 }
 #: Operators of two encrypted values.
-PRODUCTS = frozenset({"Mul"})
+PRODUCTS = frozenset({"MatMul", "Mul"})
 #: Prefix of the operators of `passes.activation.interval_poly`.
 POLYNOMIAL = "IntervalPoly"
 #: Unit vectors that one affine operator is run on, at most.
@@ -61,9 +66,7 @@ def reason(node: ir.Node) -> str | None:
             return None
         return "its exponent is no constant whole number from 1 to 31, so it is no polynomial"
     if op in PRODUCTS and len(variable) == 2:
-        one, two = (node.inputs[i] for i in variable)
-        same = one is not None and two is not None and one.shape == two.shape
-        return None if same else "it multiplies two encrypted values of different shapes"
+        return None
     if op in AFFINE:
         if len(variable) == 1 and variable[0] in AFFINE[op]:
             return None
@@ -72,7 +75,7 @@ def reason(node: ir.Node) -> str | None:
 
 
 def read(model: ir.Model) -> Program:
-    """The tensor program of a lowered graph, affine steps multiplied out.
+    """The tensor program of a lowered graph, simplified (`simplify.py`).
 
     Raises UnsupportedError for a node that is not polynomial.
     """
@@ -93,7 +96,7 @@ def read(model: ir.Model) -> Program:
             )
         for step in _steps(model, node):
             steps[step.name] = step
-    return fused(Program(tuple(steps.values()), tuple(_name(v) for v in model.graph.outputs)))
+    return simplified(Program(tuple(steps.values()), tuple(_name(v) for v in model.graph.outputs)))
 
 
 def _steps(model: ir.Model, node: ir.Node) -> list[Step]:
@@ -101,15 +104,42 @@ def _steps(model: ir.Model, node: ir.Node) -> list[Step]:
     variable = [v for v in node.inputs if v is not None and v.const_value is None]
     label = node.name or _name(out)
     if node.op_type in PRODUCTS and len(variable) == 2:
-        return [Product(_name(out), _shape(out), label, _name(variable[0]), _name(variable[1]))]
+        return _products(node, label)
     if node.op_type == "Pow":
         return _power(_name(out), _shape(out), label, _name(variable[0]), int(_scalar(node.inputs[1]) or 1))
-    if node.domain == DOMAIN:
+    if node.domain == DOMAIN and node.op_type.startswith(POLYNOMIAL):
         return [_polynomial(node)]
     return [
         Affine(_name(value), _shape(value), label, *_affine(model, node, index, variable))
         for index, value in enumerate(node.outputs)
     ]
+
+
+def _products(node: ir.Node, label: str) -> list[Step]:
+    """Element-wise products with their factors' elements repeated as needed; sums of them for matrices."""
+    left, right = node.inputs
+    assert left is not None
+    assert right is not None
+    out, name = _shape(node.outputs[0]), _name(node.outputs[0])
+    index = [np.arange(math.prod(_shape(value))).reshape(_shape(value)) for value in (left, right)]
+    if node.op_type == "Mul":
+        one, two = (np.broadcast_to(places, out).ravel() for places in index)
+        return [Product(name, out, label, _name(left), _name(right), _unless_whole(one), _unless_whole(two))]
+    first = index[0].reshape(1, -1) if index[0].ndim == 1 else index[0]
+    second = index[1].reshape(-1, 1) if index[1].ndim == 1 else index[1]
+    whole = np.broadcast_arrays(first[..., :, None, :], second[..., None, :, :].swapaxes(-1, -2))
+    *batch, rows, columns, summed = whole[0].shape
+    axes = (math.prod(batch), rows, columns, summed)
+    one, two = (places.ravel() for places in whole)
+    product = Product(f"{name}.products", (len(one),), label, _name(left), _name(right), one, two, axes=axes)
+    size = len(one) // summed
+    ends = summed * np.arange(size + 1)
+    sums = sparse.csr_array((np.ones(len(one)), np.arange(len(one)), ends), shape=(size, len(one)))
+    return [product, Affine(name, out, label, {product.name: sums}, np.zeros(size))]
+
+
+def _unless_whole(index: np.ndarray) -> np.ndarray | None:
+    return None if np.array_equal(index, np.arange(len(index))) else index
 
 
 def _power(name: str, shape: tuple[int, ...], label: str, value: str, exponent: int) -> list[Step]:
@@ -159,6 +189,12 @@ def _affine(
     linear, whole = (_Alone(model, node, output, inputs, linear=part) for part in (True, False))
     zeros = {_name(value): np.zeros(_shape(value), np.float32) for value in inputs}
     bias = whole(zeros).astype(np.float64).ravel()
+    if not np.isfinite(bias).all():
+        raise UnsupportedError(
+            "target 'he': it adds numbers that are not finite, as masks of attention do",
+            node=describe_node(node),
+            hint="compile for a --shape that needs no mask, or drop what is masked",
+        )
     terms = {}
     for value in inputs:
         name, size = _name(value), zeros[_name(value)].size
@@ -217,7 +253,8 @@ class _Alone:
             opset_imports=dict(model.opset_imports),
             name="alone",
         )
-        self._run = Reference(ir.Model(graph, ir_version=model.ir_version))
+        functions = list(model.functions.values())
+        self._run = Reference(ir.Model(graph, ir_version=model.ir_version, functions=functions))
         self._output = _name(node.outputs[output])
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

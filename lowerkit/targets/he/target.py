@@ -14,13 +14,14 @@ from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.he import artifact, parameters, reading, report, simulator
 from lowerkit.targets.he.levelled import Levelled
-from lowerkit.targets.he.packing.network import PACKINGS
+from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
 from lowerkit.targets.he.program import Polynomial
 from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
 
-#: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator.
+#: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator. The
+#: last three are what is left of softmax, of divisions by encrypted numbers and of layer norms.
 FUNCTIONS: Mapping[str, str] = {
     "erf": "Erf",
     "gelu": "Gelu",
@@ -29,6 +30,15 @@ FUNCTIONS: Mapping[str, str] = {
     "silu": "Silu",
     "softplus": "Softplus",
     "tanh": "Tanh",
+    "exp": "Exp",
+    "reciprocal": "Reciprocal",
+    "rsqrt": "Rsqrt",
+}
+#: How the last three are replaced: their relative error matters, and intervals of the first two are wide.
+INVERSES: Mapping[str, str] = {
+    "exp": "interval-poly:degree=31",
+    "reciprocal": "interval-poly:degree=31",
+    "rsqrt": "interval-poly:degree=15",
 }
 
 
@@ -37,8 +47,11 @@ class HeTarget(Target):
 
     name = "he"
     summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
-    defaults: ClassVar[Mapping[str, str]] = dict.fromkeys(FUNCTIONS, "interval-poly")
-    expands = frozenset({"Attention"})
+    defaults: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(FUNCTIONS, "interval-poly"),
+        **INVERSES,
+    }
+    expands = frozenset({"Attention", "Div", "LayerNormalization", "RMSNormalization", "Softmax"})
     must_lower = frozenset(FUNCTIONS.values())
     native = frozenset(f"{reading.POLYNOMIAL}{op}" for op in FUNCTIONS.values())
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.

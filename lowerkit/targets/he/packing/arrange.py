@@ -10,6 +10,18 @@ from scipy import sparse
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
 
 
+def orders(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Ranks of a tensor's elements, int64 [size]: row-major, and for what is a matrix column-major too.
+
+    With tokens in rows, the latter is the feature-major layout, in which all tokens share each rotation.
+    """
+    size = int(np.prod(shape))
+    yield np.arange(size)
+    long = [n for n in shape if n > 1]
+    if len(long) == 2:
+        yield np.arange(size).reshape(long[1], long[0]).T.ravel()
+
+
 def free(shape: tuple[int, ...], sets: np.ndarray | None) -> Iterator[np.ndarray]:
     """Places for outputs that may stand anywhere, int64 [size]: candidates.
 
@@ -18,8 +30,8 @@ def free(shape: tuple[int, ...], sets: np.ndarray | None) -> Iterator[np.ndarray
             as far apart as the power of two above the number of sets, so that their sums go round.
     """
     size = int(np.prod(shape))
-    yield np.arange(size)
-    if sets is None:
+    yield from orders(shape)
+    if sets is None or sets.shape[1] & (sets.shape[1] - 1):
         return
     for rank in (np.arange(len(sets)), _padded(shape, sets[:, 0])):
         places = np.full(size, -1)

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.layout import Layout
+from lowerkit.targets.he.packing.layout import Layout, subsets
 
 
 @dataclass(frozen=True)
@@ -34,35 +34,51 @@ class Diagonals:
         copies: how many copies of the source one copy of the outputs takes, a power of two. The outputs are
             repeated all round.
         giant: n.
+        inner: as of layouts: where else outputs are wanted.
     """
 
     fold: int
     places: np.ndarray
     copies: int
     giant: int = 1
+    inner: int = 0
 
     def layout(self, source: Layout) -> Layout:
         """Of the product."""
         period = self.fold if self.copies == 1 else self.copies * source.period
-        clean = self.fold == source.period or (self.copies == 1 and len(self.places) == self.fold)
-        return Layout(source.slots, self.places, period, clean)
+        return Layout(source.slots, self.places, period, self.fold == source.period, self.inner)
 
 
-def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> np.ndarray:
-    """k of every non-zero element of the matrix, in CSR order; int64."""
+def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> tuple[np.ndarray, np.ndarray]:
+    """k and the slot of the output for every non-zero element of the matrix and every inner place of its output.
+
+    Both int64 [elements, inner places], elements in CSR order.
+    """
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    found: np.ndarray = (source.places[matrix.indices] - plan.places[rows]) % plan.fold
-    return found
+    wanted = plan.places[rows][:, None] + subsets(plan.inner)
+    # Of the source's inner copies, the one with the bits of the slot that is wanted.
+    nearest = source.places[matrix.indices][:, None] | (wanted & source.inner)
+    return (nearest - wanted) % plan.fold, wanted
 
 
 def giant_steps(steps: np.ndarray) -> list[int]:
     """Giant steps that are worth a try for the set of `steps`."""
-    return sorted({2**i for i in range(14)} | {int(np.ceil(np.sqrt(max(len(steps), 1))))})
+    root = np.sqrt(max(len(steps), 1))
+    span = max(int(steps.max(initial=0)).bit_length(), 1)
+    return sorted({2**i for i in range(span)} | {int(np.ceil(root))})
 
 
 def rotations(steps: np.ndarray, giant: int) -> tuple[int, int]:
     """Baby and giant rotations for the set of `steps`."""
-    return int(np.count_nonzero(np.unique(steps % giant))), int(np.count_nonzero(np.unique(steps // giant)))
+    return int(np.count_nonzero(distinct(steps % giant))), int(np.count_nonzero(distinct(steps // giant)))
+
+
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """The set of `numbers`, which are not negative, ascending."""
+    seen = np.zeros(int(numbers.max(initial=0)) + 1, bool)
+    seen[numbers] = True
+    found: np.ndarray = np.flatnonzero(seen)
+    return found
 
 
 def diagonals(
@@ -70,22 +86,20 @@ def diagonals(
 ) -> tuple[int, Layout]:
     """Emit matrix @ x. Returns the product and its layout."""
     slots, period = program.slots, source.period
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    steps = offsets(matrix, source, plan)
-    block = plan.places[rows] // period * period
-    target = block + (source.places[matrix.indices] - steps) % period
+    steps, wanted = offsets(matrix, source, plan)
+    nearest = source.places[matrix.indices][:, None] | (wanted & source.inner)
+    target = (wanted // period * period + (nearest - steps) % period).ravel()
+    data, steps = np.repeat(matrix.data, steps.shape[1]), steps.ravel()
     copies = np.arange(source.copies // plan.copies) * plan.copies * period
     giants = steps // plan.giant
     sums: list[int] = []
-    for giant in np.unique(giants):
+    for giant in distinct(giants):
         shift = int(giant) * plan.giant
         parts = []
-        for step in np.unique(steps[giants == giant]):
+        for step in distinct(steps[giants == giant]):
             here = steps == step
             weights = np.zeros(slots)
-            weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(
-                matrix.data[here], len(copies)
-            )
+            weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(data[here], len(copies))
             turned = program.rotate(x, int(step) - shift)
             parts.append(program.mul_plain(turned, np.roll(weights, shift)))
         sums.append(program.rotate(program.total(parts), shift))

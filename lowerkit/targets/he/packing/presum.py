@@ -12,11 +12,11 @@ import numpy as np
 from scipy import sparse
 
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.layout import Layout
+from lowerkit.targets.he.packing.layout import Layout, power_of_two
 
 
 def equal_columns(matrix: sparse.csr_array) -> np.ndarray | None:
-    """Sets of equal columns that are not 0, int64 [sets, members], where all have the same size, 2, 4, 8, ...
+    """Sets of equal columns that are not 0, int64 [sets, members], where all have the same size, above 1.
 
     None where they do not. Sets are in order of their first members, and members in order.
     """
@@ -29,7 +29,7 @@ def equal_columns(matrix: sparse.csr_array) -> np.ndarray | None:
             key = (columns.indices[part].tobytes(), columns.data[part].tobytes())
             found.setdefault(key, []).append(j)
     sizes = {len(members) for members in found.values()}
-    if len(sizes) != 1 or (size := sizes.pop()) == 1 or size & (size - 1):
+    if len(sizes) != 1 or sizes.pop() == 1:
         return None
     return np.array(list(found.values()))
 
@@ -56,19 +56,33 @@ class Presum:
 
 
 def presum(matrix: sparse.csr_array, sets: np.ndarray, source: Layout) -> Presum | None:
-    """The rotations for sets of equal columns, or None where these do not lie alike."""
+    """The rotations for sets of equal columns, or None where these do not lie alike.
+
+    Where sets have no power of two members, these have to lie in a row, and 0 where the row goes on up to one.
+    """
     places = np.sort(source.places[sets], axis=1)
     distances = places - places[:, :1]
     if np.any(distances != distances[0]):
         return None
-    steps = _basis(distances[0].tolist())
+    row = _filled(places[:, 0], distances[0], source)
+    steps = _basis(row.tolist())
     if steps is None:
         return None
-    members = sets.shape[1]
-    around = np.array_equal(distances[0], np.arange(members) * (source.period // members))
-    period = source.period // members if around else source.period
+    around = np.array_equal(row, np.arange(len(row)) * (source.period // len(row)))
+    period = source.period // len(row) if around else source.period
     kept = sparse.csr_array(sparse.csc_array(matrix)[:, sets[:, 0]])
-    return Presum(steps, kept, Layout(source.slots, places[:, 0], period, clean=False))
+    layout = Layout(source.slots, places[:, 0], period, around and source.clean, source.inner)
+    return Presum(steps, kept, layout)
+
+
+def _filled(first: np.ndarray, distances: np.ndarray, source: Layout) -> np.ndarray:
+    """The distances of a set's members, and of the zeros that make them a power of two."""
+    members, stride = len(distances), distances[1]
+    row = stride * np.arange(power_of_two(members))
+    if len(row) == members or not np.array_equal(row[:members], distances) or not source.tidy:
+        return distances
+    padding = (first[:, None] + row[members:]) % source.slots
+    return row if bool((source.held()[padding] < 0).all()) else distances
 
 
 def _basis(distances: list[int]) -> tuple[int, ...] | None:

@@ -9,11 +9,13 @@ over the groups goes round the whole vector, so that every group ends with all o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import sparse
 
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.layout import Gather, Layout
+from lowerkit.targets.he.packing.layout import Gather, subsets
 
 
 def group_counts(matrix: sparse.csr_array, block: int, slots: int) -> list[int]:
@@ -26,29 +28,32 @@ def group_counts(matrix: sparse.csr_array, block: int, slots: int) -> list[int]:
 
 
 def tiles(
-    program: Packed, matrix: sparse.csr_array, places: np.ndarray, groups: int
-) -> tuple[int, Gather, Layout]:
-    """Emit matrix @ input with its inputs, in `groups` groups.
+    matrix: sparse.csr_array, places: np.ndarray, slots: int, groups: int, inner: int = 0
+) -> tuple[Gather, np.ndarray]:
+    """How the client fills vectors, and what each of them is multiplied with, float64 [vectors, slots].
 
     Args:
         matrix: [outputs, size of the input].
         places: int64 [outputs], below slots / groups.
-
-    Returns:
-        The product, how the client fills its inputs, and the product's layout.
+        inner: as of layouts: where else outputs are wanted.
     """
-    slots, block = program.slots, program.slots // groups
+    block, copies = slots // groups, subsets(inner)
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     rank = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
     vectors = max(-(-int(rank.max(initial=0) + 1) // groups), 1)
-    slot = rank % groups * block + places[rows]
+    slot = (rank % groups * block + places[rows])[:, None] + copies
     index = np.full((vectors, slots), -1, np.int32)
     weights = np.zeros((vectors, slots))
-    index[rank // groups, slot] = matrix.indices
-    weights[rank // groups, slot] = matrix.data
-    total = program.total([program.mul_plain(program.input(), row) for row in weights])
-    span = block
-    while span < slots:
+    index[(rank // groups)[:, None], slot] = matrix.indices[:, None]
+    weights[(rank // groups)[:, None], slot] = matrix.data[:, None]
+    return Gather(index), weights
+
+
+def summed(program: Packed, inputs: Sequence[int], weights: np.ndarray, groups: int) -> int:
+    """Emit the sum of the products, and its sum over the groups."""
+    total = program.total([program.mul_plain(x, row) for x, row in zip(inputs, weights, strict=True)])
+    span = program.slots // groups
+    while span < program.slots:
         total = program.add(total, program.rotate(total, span))
         span *= 2
-    return total, Gather(index), Layout(slots, places, block)
+    return total

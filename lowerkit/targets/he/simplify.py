@@ -1,0 +1,274 @@
+"""The tensor program with fewer levels: the same numbers at its outputs.
+
+In order:
+
+- copies and moves of elements become part of the products that read them;
+- factors over which a sum does not run are taken out of it, so that a softmax's reciprocal is computed beside the
+  product with V, and not before it;
+- every polynomial gets [-1, 1], after an affine step that maps its interval there;
+- affine steps of affine steps are multiplied out;
+- constant factors go to where they cost nothing, so that sums are sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step, picked
+
+
+def simplified(program: Program) -> Program:
+    """All of the module's rewritings."""
+    return balanced(fused(_on_unit(taken_out(gathered(program)))))
+
+
+def gathered(program: Program) -> Program:
+    """Products that read affine steps which only copy and move elements read these steps' operands instead."""
+    steps: dict[str, Step] = {}
+    for step in program.steps:
+        if isinstance(step, Product):
+            (left, one), (right, two) = (_origin(steps, *factor) for factor in step.factors)
+            step = replace(step, left=left, right=right, left_index=one, right_index=two)
+        steps[step.name] = step
+    return _live(program, steps)
+
+
+def _origin(steps: Mapping[str, Step], name: str, index: np.ndarray | None) -> tuple[str, np.ndarray | None]:
+    """Where the elements `index` of a value come from, through all steps that only copy and move."""
+    step = steps[name]
+    while isinstance(step, Affine) and (source := selection(step)) is not None:
+        (name,) = step.terms
+        index = picked(source, index)
+        step = steps[name]
+    if index is not None and np.array_equal(index, np.arange(math.prod(step.shape))):
+        index = None
+    return name, index
+
+
+def selection(step: Affine) -> np.ndarray | None:
+    """Which element of its only operand every element of the step is, int64 [size]; None where it does more."""
+    matrix = next(iter(step.terms.values()))
+    single = len(step.terms) == 1 and not step.bias.any() and bool((np.diff(matrix.indptr) == 1).all())
+    return matrix.indices.astype(np.int64) if single and bool((matrix.data == 1).all()) else None
+
+
+def taken_out(program: Program) -> Program:
+    """sum_j a_j c b_j as c sum_j a_j b_j.
+
+    That is for a linear step that reads a product of a product, where a factor of the inner one is the same for all
+    that each row of the matrix sums. The factor, here mostly the deeper one, then waits for nothing.
+    """
+    readers = _readers(program)
+    steps: dict[str, Step] = {}
+    for step in program.steps:
+        made = _without_factor(step, steps, readers) if isinstance(step, Affine) else None
+        for new in made or (step,):
+            steps[new.name] = new
+    return _live(program, steps)
+
+
+def _without_factor(
+    step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int]
+) -> tuple[Step, ...] | None:
+    (name, matrix), *others = step.terms.items()
+    outer = steps[name]
+    if others or step.bias.any() or not isinstance(outer, Product) or readers[name] > 1 or not _sums(matrix):
+        return None
+    for place, (value, index) in enumerate(outer.factors):
+        inner = steps[value]
+        if not isinstance(inner, Product) or readers[value] > 1:
+            continue
+        for which, (factor, taken) in enumerate(inner.factors):
+            constant = _same_in_rows(matrix, _composed(taken, index))
+            if constant is None:
+                continue
+            kept, kept_index = inner.factors[1 - which]
+            kept_index = _composed(kept_index, index)
+            product = replace(outer, name=f"{step.name}.terms")
+            if place == 0:
+                product = replace(product, left=kept, left_index=kept_index)
+            else:
+                product = replace(product, right=kept, right_index=kept_index)
+            total = replace(step, name=f"{step.name}.sums", terms={product.name: matrix})
+            last = Product(step.name, step.shape, step.node, total.name, factor, None, constant)
+            return product, total, last
+    return None
+
+
+def _composed(inner: np.ndarray | None, outer: np.ndarray | None) -> np.ndarray | None:
+    return outer if inner is None else picked(inner, outer)
+
+
+def _same_in_rows(matrix: sparse.csr_array, index: np.ndarray | None) -> np.ndarray | None:
+    """The element that `index` says for all columns of a row, int64 [rows], where rows have one each."""
+    if index is None or np.diff(matrix.indptr).min(initial=1) == 0:
+        return None
+    found = index[matrix.indices]
+    first = found[matrix.indptr[:-1]]
+    same = np.array_equal(np.repeat(first, np.diff(matrix.indptr)), found)
+    return first if same else None
+
+
+def fused(program: Program) -> Program:
+    """The same program with affine steps of affine steps multiplied out: each costs a level.
+
+    A step whose matrix only moves and scales elements goes into all of its readers; any other goes into its only
+    reader, so that nothing is computed twice.
+    """
+    steps: dict[str, Step] = {}
+    readers = _readers(program)
+    for step in program.steps:
+        if isinstance(step, Affine):
+            step = _substituted(step, steps, readers)
+        steps[step.name] = step
+    return _live(program, steps)
+
+
+def _on_unit(program: Program) -> Program:
+    """Every polynomial on [-1, 1], after an affine step that maps its interval there."""
+    steps: list[Step] = []
+    for step in program.steps:
+        if isinstance(step, Polynomial) and (step.low, step.high) != (-1.0, 1.0):
+            size, factor = int(np.prod(step.shape)), 2 / (step.high - step.low)
+            scaling = sparse.csr_array(
+                sparse.dia_array((np.full((1, size), factor), [0]), shape=(size, size))
+            )
+            shift = np.full(size, -factor * (step.low + step.high) / 2)
+            mapped = Affine(f"{step.name}.unit", step.shape, step.node, {step.value: scaling}, shift)
+            steps.append(mapped)
+            step = replace(step, value=mapped.name, low=-1.0, high=1.0)
+        steps.append(step)
+    return Program(tuple(steps), program.outputs)
+
+
+def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int]) -> Affine:
+    terms: dict[str, sparse.csr_array] = {}
+    bias = np.array(step.bias, np.float64)
+
+    def add(name: str, matrix: sparse.csr_array) -> None:
+        terms[name] = sparse.csr_array(terms[name] + matrix) if name in terms else matrix
+
+    for name, matrix in step.terms.items():
+        source = steps[name]
+        if not isinstance(source, Affine) or not (readers[name] == 1 or _moves(source)):
+            add(name, matrix)
+            continue
+        bias += matrix @ source.bias
+        for inner, first in source.terms.items():
+            add(inner, sparse.csr_array(matrix @ first))
+    return Affine(step.name, step.shape, step.node, terms, bias)
+
+
+def _moves(step: Affine) -> bool:
+    return all(np.diff(matrix.indptr).max(initial=0) <= 1 for matrix in step.terms.values())
+
+
+def balanced(program: Program) -> Program:
+    """Constant factors moved so that sums of elements with one common factor have the factor 1, and cost no level.
+
+    Every value may stand for a multiple of what it was. In logarithms the conditions are linear: products multiply
+    the multiples of their factors, polynomials need their operands as they are and inputs and outputs stay, while
+    other affine steps and polynomials may scale their results for nothing. Where not all sums can have the factor 1,
+    some keep theirs. A value that is a multiple now gets another name.
+    """
+    at = {step.name: i for i, step in enumerate(program.steps)}
+    needed, wished = _conditions(program, at)
+    while True:
+        rows = np.zeros((len(needed) + len(wished), len(at)))
+        sides = np.zeros(len(rows))
+        for row, (terms, side) in enumerate([*needed, *wished]):
+            for name, factor in terms:
+                rows[row, at[name]] += factor
+            sides[row] = side
+        logarithms = np.linalg.lstsq(rows, sides, rcond=None)[0]
+        wrong = np.abs(rows @ logarithms - sides)
+        if wrong.max(initial=0) < 1e-9:
+            break
+        del wished[int(wrong[len(needed) :].argmax())]
+    logarithms[np.abs(logarithms) < 1e-9] = 0
+    return _scaled(program, {name: math.exp(logarithms[i]) for name, i in at.items()})
+
+
+#: sum of factor * log(multiple of value) over the pairs = number.
+_Condition = tuple[list[tuple[str, float]], float]
+
+
+def _conditions(program: Program, at: Mapping[str, int]) -> tuple[list[_Condition], list[_Condition]]:
+    """What must hold, and what is wished: that a sum's factor is 1."""
+    needed: list[_Condition] = [([(name, 1.0)], 0.0) for name in program.outputs]
+    wished: list[_Condition] = []
+    for step in program.steps:
+        if isinstance(step, Input):
+            needed.append(([(step.name, 1.0)], 0.0))
+        elif isinstance(step, Product):
+            needed.append(([(step.name, 1.0), (step.left, -1.0), (step.right, -1.0)], 0.0))
+        elif isinstance(step, Polynomial):
+            needed.append(([(step.value, 1.0)], 0.0))
+        elif (factor := common_factor(step)) is not None and factor > 0:
+            (name,) = step.terms
+            wished.append(([(step.name, 1.0), (name, -1.0)], -math.log(factor)))
+    return needed, wished
+
+
+def common_factor(step: Affine) -> float | None:
+    """What all elements of the step's only matrix are that are not 0, up to float32's rounding."""
+    if len(step.terms) != 1:
+        return None
+    data = next(iter(step.terms.values())).data
+    same = len(data) > 0 and bool(np.allclose(data, data[0], rtol=1e-6, atol=0))
+    return float(data[0]) if same else None
+
+
+def _scaled(program: Program, multiples: Mapping[str, float]) -> Program:
+    """The program with every value that many times as large."""
+    names = {name: name if multiple == 1 else f"{name}.scaled" for name, multiple in multiples.items()}
+    steps: list[Step] = []
+    for step in program.steps:
+        multiple, name = multiples[step.name], names[step.name]
+        if isinstance(step, Affine):
+            factors = {value: multiple / multiples[value] for value in step.terms}
+            terms = {names[v]: _rounded(factors[v] * matrix) for v, matrix in step.terms.items()}
+            step = replace(step, name=name, terms=terms, bias=multiple * step.bias)
+        elif isinstance(step, Product):
+            step = replace(step, name=name, left=names[step.left], right=names[step.right])
+        elif isinstance(step, Polynomial):
+            coefficients = tuple((multiple * np.array(step.coefficients)).tolist())
+            step = replace(step, name=name, value=names[step.value], coefficients=coefficients)
+        steps.append(step)
+    return Program(tuple(steps), program.outputs)
+
+
+def _rounded(matrix: sparse.csr_array) -> sparse.csr_array:
+    """With ones where logarithms left numbers next to 1."""
+    data = np.where(np.abs(matrix.data - 1) < 1e-6, 1.0, matrix.data)
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _readers(program: Program) -> dict[str, int]:
+    """How many steps read each value; being an output counts too."""
+    found = dict.fromkeys((step.name for step in program.steps), 0)
+    for step in program.steps:
+        for name in dict.fromkeys(step.reads):
+            found[name] += 1
+    for name in program.outputs:
+        found[name] += 1
+    return found
+
+
+def _live(program: Program, steps: Mapping[str, Step]) -> Program:
+    """The steps that outputs need, and all inputs."""
+    needed = set(program.outputs)
+    for step in reversed(list(steps.values())):
+        if step.name in needed:
+            needed.update(step.reads)
+    kept = tuple(s for s in steps.values() if s.name in needed or isinstance(s, Input))
+    return Program(kept, program.outputs)
+
+
+def _sums(matrix: sparse.csr_array) -> bool:
+    return bool(matrix.nnz > matrix.shape[0])
