@@ -236,12 +236,11 @@ def test_the_simulator_has_the_noise_of_seal(
     vectors = parameters.vectors_of(planned.network, SAMPLES[0])
     exact = simulator.simulate(planned.levelled, vectors, noisy=False)
     simulated = simulator.simulate(planned.levelled, vectors)
-    decryptor = client.scheme.seal.Decryptor(client.scheme.context, client.secret)
     decrypted: list[np.ndarray] = []
     parcel = files.unpack(client.encrypt(SAMPLES[0]), files.QUERY, server.circuit)
     server.program.run(
-        [server.scheme.context.from_cipher_str(part) for part in parcel.parts],
-        observe=lambda _, c: decrypted.append(np.asarray(client.scheme.encoder.decode(decryptor.decrypt(c)))),
+        [server.scheme.loaded(part, "the query") for part in parcel.parts],
+        observe=lambda _, c: decrypted.append(client.keys.decrypt(c)),
     )
     for i, op in enumerate(planned.levelled.ops):
         if op.kind not in ("input", "rescale", "rotate"):

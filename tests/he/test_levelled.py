@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.he import levelled, security, simulator
 from lowerkit.targets.he.levelled import Levelled
+from lowerkit.targets.he.chains import chain_of
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.parameters import chain_of, vectors_of
+from lowerkit.targets.he.parameters import vectors_of
 from lowerkit.targets.he.primes import is_prime, nearest
 from lowerkit.targets.he.target import HeTarget
 
@@ -105,7 +106,7 @@ def test_chosen_parameters_are_secure_and_smallest() -> None:
     model = parse(MLP, **mlp_weights())
     options = completed(model, uniform(model, 2))
     chain = HeTarget().planned(model, options).levelled.chain
-    assert security.is_secure(chain.degree, (*chain.primes, chain.special))
+    assert security.is_secure(chain.degree, (*chain.primes, *chain.specials))
     assert options["ring"] == 8192  # four primes and one more leave nothing to compute with in 106 bits
 
 

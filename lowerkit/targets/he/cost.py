@@ -30,3 +30,8 @@ def seconds(kind: str, primes: int, degree: int) -> float:
     square, linear = MILLISECONDS[kind]
     size = degree * math.log2(degree) / (8192 * 13)
     return 1e-3 * size * (square * primes * (primes + 1) + linear * primes)
+
+
+def bootstrap_seconds(degree: int, slots: int) -> float:
+    """Estimated time of OpenFHE's bootstrapping of `slots` numbers: 27 s of one core for 16 of them at N = 65536."""
+    return 27.0 * (degree / 65536) * (1 + math.sqrt(slots) / 64)

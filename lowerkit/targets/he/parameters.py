@@ -16,21 +16,34 @@ from typing import Any
 import numpy as np
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.targets.he import levelled, security, simulator
-from lowerkit.targets.he.levelled import Chain, Levelled
+from lowerkit.targets.he import bootstrapping, levelled, security, simulator
+from lowerkit.targets.he.chains import (
+    LONGEST,
+    SPECIAL,
+    chain_of,
+    openfhe_chain,
+    possible_digits,
+    refreshed_chain,
+)
+from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packed import Packed, magnitudes
 from lowerkit.targets.he.packing.network import Network, pack
-from lowerkit.targets.he.primes import nearest
 from lowerkit.targets.he.program import Program
 
-#: Rings that SEAL knows and that hold more than a product.
-DEGREES = (4096, 8192, 16384, 32768)
-#: Longest prime, in bits, and the longest and shortest scale.
-LONGEST, MOST_SCALE, LEAST_SCALE = 60, 45, 24
+#: Rings of each library that hold more than a product.
+DEGREES: Mapping[str, tuple[int, ...]] = {
+    "seal": (4096, 8192, 16384, 32768),
+    "openfhe": (8192, 16384, 32768, 65536),
+}
+#: The longest and shortest scale, in bits.
+MOST_SCALE, LEAST_SCALE = 45, 24
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
-#: Bits that the prime of key switching has beyond the first, where they are to be had: its noise is less by as much.
-SPECIAL = 4
+#: Scale, and bits of the first prime beyond it, where there is bootstrapping: its noise is of a constant size, which is
+#: the less as part of a number the larger the scale.
+REFRESHED = {"scale": 57, "head": 3}
+#: Numbers that bootstrapping may keep, by time: about the fewest first.
+SLOTS = (16, 64, 256, 1024, 4096, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
 #: Simulated noise is normal; this many times the largest that was seen on a few samples is not met in practice.
@@ -64,11 +77,15 @@ def plan(
     Raises UnsupportedError where there is none, with what each ring lacks.
     """
     lacks = []
-    for degree in (options["ring"],) if options["ring"] else DEGREES:
+    degrees = (options["ring"],) if options["ring"] else DEGREES[options["backend"]]
+    ways = [(_in_ring, degree) for degree in degrees]
+    if options["backend"] == "openfhe":
+        ways.append((_with_bootstrapping, degrees[-1]))
+    for way, degree in ways:
         try:
-            return _in_ring(program, samples, ranges, {**options, "ring": degree})
+            return way(program, samples, ranges, {**options, "ring": degree})
         except UnsupportedError as error:
-            if options["ring"]:
+            if len(ways) == 1:
                 raise
             lacks.append(f"{degree}: " + error.reason.removeprefix("target 'he': "))
     raise UnsupportedError(
@@ -83,10 +100,20 @@ def build(program: Program, options: Mapping[str, Any]) -> Planned:
     Raises UnsupportedError for parameters that are not secure.
     """
     network = pack(program, options["ring"] // 2, options["packing"])
-    chain = chain_of(network.program, options["ring"], options["scale"], options["head"])
+    packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
+    if options["bootstraps"]:
+        refresh = bootstrapping.refresh_of(degree, options["refresh"])
+        chain = refreshed_chain(degree, bits, head, options["levels"], options["digits"], refresh)
+    elif options["backend"] == "openfhe":
+        chain = openfhe_chain(packed, degree, bits, head, options["digits"])
+    else:
+        chain = chain_of(packed, degree, bits, head)
     if not options["insecure_for_testing"]:
-        security.check(chain.degree, (*chain.primes, chain.special))
-    lowered = levelled.lower(network.program, chain)
+        security.check(chain.degree, (*chain.primes, *chain.specials))
+    if options["bootstraps"]:
+        lowered = bootstrapping.lower(network, chain, options["bootstraps"])
+    else:
+        lowered = levelled.lower(packed, chain)
     levelled.check(lowered)
     return Planned(program, network, lowered)
 
@@ -100,17 +127,47 @@ def _in_ring(
     network = pack(program, options["ring"] // 2, options["packing"])
     vectors = [vectors_of(network, sample) for sample in samples]
     reach = _reach(network, vectors, ranges)
-    chosen = {**options, **_bits(network.program, options, reach)}
+    return _precise({**options, **_bits(network.program, options, reach)}, program, network, vectors)
+
+
+def _with_bootstrapping(
+    program: Program,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    ranges: Mapping[str, Range],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """With as few bootstraps as possible, of as few numbers as possible, and then as small keys as possible."""
+    degree = options["ring"]
+    network = pack(program, degree // 2, options["packing"])
+    vectors = [vectors_of(network, sample) for sample in samples]
+    chosen = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
+    available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
+    for slots in (options["refresh"],) if options["refresh"] else SLOTS:
+        if slots <= degree // 2:
+            found = bootstrapping.placed(network, vectors, {**chosen, "refresh": slots}, available)
+            if found:
+                return _precise({**chosen, "refresh": slots, **found}, program, network, vectors)
+    raise UnsupportedError(
+        f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
+        "where it could be",
+        hint="use polynomials of a lower degree",
+    )
+
+
+def _precise(
+    chosen: dict[str, Any], program: Program, network: Network, vectors: Sequence[Sequence[np.ndarray]]
+) -> dict[str, Any]:
+    """The options, if their noise is small enough. Raises UnsupportedError."""
     noise = SAFETY * simulated_noise(network, build(program, chosen).levelled, vectors)
-    if noise > options["precision"]:
+    if not noise <= chosen["precision"]:
         raise UnsupportedError(
-            f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {options['precision']:.2g}"
+            f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {chosen['precision']:.2g}"
         )
     return chosen
 
 
 def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) -> dict[str, int]:
-    """Bits of the scale, as many as are secure, and of what the first prime holds beyond it.
+    """Bits of the scale, as many as are secure, and of what the first prime holds beyond it; digits of OpenFHE.
 
     Raises UnsupportedError where too few are left to compute with.
     """
@@ -120,14 +177,30 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
     available = security.MOST_BITS[degree] - 1
     if options["insecure_for_testing"]:
         available = LONGEST * (depth + 2)
-    fitting = (available - 2 * head - SPECIAL) // (depth + 2)
+    digits = 0
+    if options["backend"] == "openfhe":
+        fitting, digits = _openfhe_bits(depth + 1, head, available, options["digits"])
+    else:
+        fitting = (available - 2 * head - SPECIAL) // (depth + 2)
     bits = options["scale"] or min(fitting, MOST_SCALE, LONGEST - 1 - head)
     if bits < LEAST_SCALE:
         raise UnsupportedError(
             f"target 'he': {depth} levels leave scales of {bits} bits within the {available} bits that are secure in "
             f"the ring of degree {degree}, and at least {LEAST_SCALE} are needed"
         )
-    return {"scale": bits, "head": head}
+    return {"scale": bits, "head": head, "digits": digits}
+
+
+def _openfhe_bits(count: int, head: int, available: int, digits: int) -> tuple[int, int]:
+    """The longest scale that leaves room for the special primes, up to MOST_SCALE, and the fewest digits for it."""
+    best = (0, 0)
+    for each in [digits] if digits else possible_digits(count):
+        for special in range(1, available // LONGEST + 1):
+            # As many special primes as hold the longest digit, whose primes may be a little longer than the scale.
+            scale = min((available - special * LONGEST - head) // count - 1, MOST_SCALE)
+            if math.ceil(count / each) * (scale + 1) + head <= special * LONGEST and scale > best[0]:
+                best = (scale, each)
+    return best
 
 
 def vectors_of(network: Network, sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -165,22 +238,6 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
             made = operands[0] + (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         found.append(made)
     return [float(x.max()) for x in found]
-
-
-def chain_of(packed: Packed, degree: int, bits: int, head: int) -> Chain:
-    """The chain for a packed program, with scales of `bits` and `head` more bits in the first prime."""
-    depths = packed.depths()
-    depth = max(depths[i] for i in packed.outputs)
-    squared = {depths[i] for i, op in enumerate(packed.ops) if op.kind == "mul"}
-    scales, primes = [2.0**bits], list[int]()
-    for level in range(depth, 0, -1):
-        primes.insert(0, nearest(scales[0], degree, primes))
-        exact = scales[0] ** 2 / primes[0]
-        scales.insert(0, exact if depth - level + 1 in squared else 2.0**bits)
-    # Just below the power of two, so that the bits of all primes add up.
-    first = nearest(2.0 ** (bits + head) * 0.99, degree, primes)
-    special = nearest(2.0 ** min(bits + head + SPECIAL, LONGEST) * 0.99, degree, [*primes, first])
-    return Chain(degree, (first, *primes), special, tuple(scales))
 
 
 def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Sequence[np.ndarray]]) -> float:

@@ -9,6 +9,7 @@ squared norm 2 N / 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from lowerkit.targets.he.stored import stored
 
 #: Standard deviation of a fresh error's coefficients.
 ERROR = 3.24
+#: Of the noise of bootstrapping, sqrt(slots) degree^1.5 2^correction budget^2 times this. It is fitted to what
+#: `python -m benchmarks.he operations --backend openfhe` measures, from below 1 to 4 times as large as there.
+BOOTSTRAP = 1500.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class SimulatorEngine:
         degree = chain.degree
         #: Variance of coefficients after division and rounding, by 1/12 per part.
         self._rounding = (1 + 2 * degree / 3) / 12
-        self._special = float(chain.special)
+        self._special = float(math.prod(chain.specials))
+        # A sum of as many uniform parts is left of fast base conversion, which does not subtract the overflow.
+        self._conversion = (1 + 2 * degree / 3) * _square_of_sum(len(chain.specials))
 
     def encrypt(self, numbers: np.ndarray, level: int, scale: float) -> Vector:
         """Under the secret key."""
@@ -72,7 +78,10 @@ class SimulatorEngine:
     def mul_plain(self, x: Vector, plain: Vector, scale: float) -> Vector:
         return self._product(x, plain, scale)
 
-    def rotate(self, x: Vector, step: int) -> Vector:
+    def decomposed(self, x: Vector) -> None:
+        """Nothing: hoisting changes no noise."""
+
+    def rotate(self, x: Vector, step: int, decomposed: None = None) -> Vector:
         return self._switched(Vector(np.roll(x.numbers, -step), x.level, x.scale))
 
     def relinearise(self, x: Vector) -> Vector:
@@ -85,6 +94,19 @@ class SimulatorEngine:
     def mod_switch(self, x: Vector) -> Vector:
         return Vector(x.numbers, x.level - 1, x.scale)
 
+    def bootstrap(self, x: Vector, scale: float) -> Vector:
+        """The mean over the period, the cubic error of the sine that reduces modulo the first prime, and noise."""
+        refresh = self.chain.refresh
+        assert refresh is not None
+        mean = x.numbers.reshape(-1, refresh.slots).mean(axis=0)
+        if self.noisy:
+            angle = 2 * np.pi * mean / 2**refresh.correction
+            deviation = (
+                BOOTSTRAP * refresh.budget[0] ** 2 * self.chain.degree**1.5 * math.sqrt(refresh.slots)
+            ) * (2**refresh.correction / scale)
+            mean = mean * (1 - angle**2 / 6) + self._random.normal(0.0, deviation, refresh.slots)
+        return Vector(np.tile(mean, self.chain.slots // refresh.slots), self.chain.top, scale)
+
     def _product(self, x: Vector, y: Vector, scale: float) -> Vector:
         if x.level != y.level:
             raise ValueError(f"a product of levels {x.level} and {y.level}")
@@ -92,9 +114,15 @@ class SimulatorEngine:
         return Vector(x.numbers * y.numbers, x.level, scale)
 
     def _switched(self, x: Vector) -> Vector:
-        """Key switching: digits, uniform from 0 to each prime, times errors, divided by the special prime."""
-        digits = sum(float(q) ** 2 for q in self.chain.primes[: x.level + 1]) / 3
-        variance = self.chain.degree * digits * ERROR**2 / self._special**2 + self._rounding
+        """Key switching: digits times errors, divided by the special primes.
+
+        Fast base conversion of digits of k primes gives sums of k numbers, uniform from 0 to the digit.
+        """
+        primes, group = self.chain.primes[: x.level + 1], self.chain.group
+        digits = [primes[i : i + group] for i in range(0, len(primes), group)]
+        square = sum((math.prod(d) / self._special) ** 2 * _square_of_sum(len(d)) for d in digits)
+        rounding = self._rounding if len(self.chain.specials) == 1 else self._conversion
+        variance = self.chain.degree * square * ERROR**2 + rounding
         return Vector(self._noisy(x.numbers, variance, x.scale), x.level, x.scale)
 
     def _noisy(self, numbers: np.ndarray, variance: float, scale: float) -> np.ndarray:
@@ -102,6 +130,11 @@ class SimulatorEngine:
             return numbers
         deviation = np.sqrt(self.chain.degree / 2 * variance) / scale
         return numbers + self._random.normal(0.0, deviation, self.chain.slots)
+
+
+def _square_of_sum(count: int) -> float:
+    """Expected square of a sum of that many numbers, uniform from 0 to 1."""
+    return count**2 / 4 + count / 12
 
 
 def _same(x: Vector, y: Vector) -> float:

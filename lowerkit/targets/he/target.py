@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +14,14 @@ import onnx_ir as ir
 from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.he import artifact, parameters, reading, report, simulator
+from lowerkit.targets.he.chains import LONGEST
 from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packing.network import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
 from lowerkit.targets.he.program import Polynomial
 from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
+from lowerkit.targets.he.worker import Worker
 
 #: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator.
 FUNCTIONS: Mapping[str, str] = {
@@ -44,6 +47,8 @@ class HeTarget(Target):
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
     options: ClassVar[Mapping[str, Any]] = {
+        "backend": "seal",
+        "openfhe_python": "",
         "ring": 0,
         "scale": 0,
         "head": 0,
@@ -52,6 +57,10 @@ class HeTarget(Target):
         "margin": 1.5,
         "ranges": {},
         "max_memory": 0,
+        "digits": 0,
+        "refresh": 0,
+        "levels": 0,
+        "bootstraps": {},
         "insecure_for_testing": False,
     }
 
@@ -90,17 +99,13 @@ class HeTarget(Target):
     ) -> Mapping[str, Any]:
         """Write `client/` and `server/`."""
         merged = _checked(options)
-        artifact.write(
-            model,
-            self.planned(model, merged),
-            merged["ranges"],
-            directory,
-            insecure=merged["insecure_for_testing"],
-        )
+        artifact.write(model, self.planned(model, merged), merged, directory)
         return merged
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """Client and server with fresh keys: every run encrypts, evaluates and decrypts."""
+        if _checked(options)["backend"] == "openfhe" and find_spec("openfhe") is None:
+            return Worker(directory, options.get("openfhe_python", ""))
         return _Both(directory)
 
     def costs(self, directory: Path) -> tuple[CostTable, ...]:
@@ -199,15 +204,24 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         hint = f"its options: {', '.join(HeTarget.options)}"
         raise PlanError(f"the he target has no option '{unknown[0]}'", hint=hint)
     merged = {**HeTarget.options, **options}
-    if merged["ring"] not in (0, *parameters.DEGREES):
-        degrees = ", ".join(map(str, parameters.DEGREES))
+    if merged["backend"] not in parameters.DEGREES:
+        raise PlanError(
+            f"option backend must be one of {', '.join(parameters.DEGREES)}, not {merged['backend']!r}"
+        )
+    known = parameters.DEGREES[merged["backend"]]
+    if merged["insecure_for_testing"]:
+        known = (2048, *known) if 4096 in known else (2048, 4096, *known)
+    if merged["ring"] not in (0, *known):
+        degrees = ", ".join(map(str, known))
         raise PlanError(
             f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
         )
-    for key in ("scale", "head"):
-        value, longest = merged[key], parameters.LONGEST - 1
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= longest:
-            raise PlanError(f"option {key} must be a number of bits up to {longest}, or 0, not {value!r}")
+    for key, largest in (("scale", LONGEST - 1), ("head", LONGEST - 1), ("digits", 64), ("levels", 64)):
+        value = merged[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+            raise PlanError(f"option {key} must be a whole number up to {largest}, or 0, not {value!r}")
+    if merged["refresh"] not in (0, *parameters.SLOTS):
+        raise PlanError(f"option refresh must be 0 or one of {parameters.SLOTS}, not {merged['refresh']!r}")
     for key, least, most in (("precision", 0.0, 1e6), ("margin", 1.0, 100.0), ("max_memory", 0.0, 1e6)):
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,16 @@ class Parcel:
 
     def pack(self) -> bytes:
         """The file's bytes."""
-        digest = hashlib.sha256(b"".join(self.parts)).hexdigest()
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(part)
         header = {
             "format": FORMAT,
             "kind": self.kind,
             "circuit": self.circuit,
             "key": self.key,
             "lengths": [len(part) for part in self.parts],
-            "sha256": digest,
+            "sha256": digest.hexdigest(),
         }
         text = json.dumps(header).encode()
         return b"".join([MAGIC, struct.pack("<I", len(text)), text, *self.parts])
@@ -83,7 +85,7 @@ def unpack(
         raise RunError(f"{source} is for circuit {of[:12]}, and this is circuit {circuit[:12]}")
     if key is not None and number != key:
         raise RunError(f"{source} belongs to key {number[:12]}, and the keys at hand are {key[:12]}")
-    body = data[start + length :]
+    body = memoryview(data)[start + length :]  # keys may have gigabytes
     if len(body) != sum(lengths):
         raise RunError(
             f"{source} has {len(body)} bytes of data, and {sum(lengths)} are wanted: it is cut off"
@@ -93,11 +95,40 @@ def unpack(
     return Parcel(kind, of, number, tuple(_split(body, lengths)))
 
 
-def _split(body: bytes, lengths: Sequence[int]) -> list[bytes]:
+def _split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:
     ends = [0]
     for length in lengths:
         ends.append(ends[-1] + length)
-    return [body[a:b] for a, b in itertools.pairwise(ends)]
+    return [bytes(body[a:b]) for a, b in itertools.pairwise(ends)]
+
+
+def digest_of(description: Mapping[str, Any], arrays: bytes) -> str:
+    """SHA-256 of one side: of its description and its file of arrays."""
+    text = json.dumps(description, sort_keys=True).encode()
+    return hashlib.sha256(hashlib.sha256(text).digest() + arrays).hexdigest()
+
+
+def circuit_of(client: str, server: str) -> str:
+    """The circuit's SHA-256, of the digests of both sides."""
+    return hashlib.sha256(f"{client} {server}".encode()).hexdigest()
+
+
+def described(path: Path, arrays: Path) -> tuple[dict[str, Any], str]:
+    """A side's description, `client.json` or `server.json`, and the circuit's SHA-256.
+
+    Raises RunError where the description or the arrays beside it are not those for which the circuit was named: each
+    side has its own files and the other's digest.
+    """
+    try:
+        description: dict[str, Any] = json.loads(read(path))
+        circuit, digests = description.pop("circuit"), dict(description.pop("digests"))
+        digests[path.stem] = digest_of(description, read(arrays))
+        whole = circuit == circuit_of(digests["client"], digests["server"])
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged: it is no description of a circuit") from None
+    if not whole:
+        raise RunError(f"{path.name} or {arrays.name} was changed: they are not of circuit {circuit[:12]}")
+    return description, circuit
 
 
 def read(path: str | Path) -> bytes:
