@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.he import levelled, security, simulator
-from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.chains import chain_of
+from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.parameters import vectors_of
 from lowerkit.targets.he.primes import is_prime, nearest

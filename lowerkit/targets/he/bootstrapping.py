@@ -242,7 +242,8 @@ def _doublings(cut: Cut, needed: Sequence[np.ndarray], samples: Sequence[Sequenc
 def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, int]]:
     """Levels and digits, each pair of which fits into `available` bits."""
     depth = refresh_of(options["ring"], options["refresh"]).depth
-    for levels in range(depth + 4, depth + MOST_LEVELS):
+    every = range(depth + 4, depth + MOST_LEVELS)
+    for levels in [options["levels"]] if options["levels"] else every:
         bits = options["head"] + options["scale"] * (levels + 1)
         for digits in [options["digits"]] if options["digits"] else possible_digits(levels + 1):
             longest = math.ceil((levels + 1) / digits) * (options["scale"] + 1) + options["head"]

@@ -39,7 +39,7 @@ def openfhe_chain(packed: Packed, degree: int, bits: int, head: int, digits: int
     scales = [2.0**bits]
     for level in range(depth, 0, -1):
         scales.insert(0, scales[0] ** 2 / primes[level] if level in squared else 2.0**bits)
-    return Chain(degree, primes, specials, tuple(scales), group)
+    return Chain(degree, primes, specials, tuple(scales), group, floors=True)
 
 
 def refreshed_chain(degree: int, bits: int, head: int, levels: int, digits: int, refresh: Refresh) -> Chain:
@@ -53,7 +53,7 @@ def refreshed_chain(degree: int, bits: int, head: int, levels: int, digits: int,
         below.insert(0, below[0] ** 2 / prime)
     for prime in primes[levels - refresh.depth + 1 :]:
         above.append(math.sqrt((above or below)[-1] * prime))
-    return Chain(degree, primes, specials, (*below, *above), group, refresh)
+    return Chain(degree, primes, specials, (*below, *above), group, refresh, floors=True)
 
 
 def _products(packed: Packed) -> tuple[int, set[int]]:

@@ -53,6 +53,7 @@ class Chain:
         scales: of values at rest, by level.
         group: primes in a digit of key switching, which decomposes a ciphertext by that many.
         refresh: bootstrapping, if there is any.
+        floors: whether key switching rounds downwards, as OpenFHE's does, and not to the nearest.
         last: scale of plaintexts in products at level 0, which are not rescaled; 1.0 where there are none.
     """
 
@@ -62,6 +63,7 @@ class Chain:
     scales: tuple[float, ...]
     group: int = 1
     refresh: Refresh | None = None
+    floors: bool = False
     last: float = 1.0
 
     @property

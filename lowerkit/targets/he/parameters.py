@@ -17,6 +17,7 @@ import numpy as np
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.he import bootstrapping, levelled, security, simulator
+from lowerkit.targets.he.bootstrapping import MOST_DIGITS
 from lowerkit.targets.he.chains import (
     LONGEST,
     SPECIAL,
@@ -46,6 +47,8 @@ REFRESHED = {"scale": 57, "head": 3}
 SLOTS = (16, 64, 256, 1024, 4096, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
+#: Bounds beyond this are not followed any further.
+ABSURD = 1e100
 #: Simulated noise is normal; this many times the largest that was seen on a few samples is not met in practice.
 SAFETY = 4.0
 
@@ -78,7 +81,7 @@ def plan(
     """
     lacks = []
     degrees = (options["ring"],) if options["ring"] else DEGREES[options["backend"]]
-    ways = [(_in_ring, degree) for degree in degrees]
+    ways = [] if options["refresh"] else [(_in_ring, degree) for degree in degrees]
     if options["backend"] == "openfhe":
         ways.append((_with_bootstrapping, degrees[-1]))
     for way, degree in ways:
@@ -127,7 +130,18 @@ def _in_ring(
     network = pack(program, options["ring"] // 2, options["packing"])
     vectors = [vectors_of(network, sample) for sample in samples]
     reach = _reach(network, vectors, ranges)
-    return _precise({**options, **_bits(network.program, options, reach)}, program, network, vectors)
+    if options["backend"] == "seal":
+        return _precise({**options, **_bits(network.program, options, reach)}, program, network, vectors)
+    lack = UnsupportedError("target 'he': OpenFHE cannot divide the primes into so many digits")
+    # The more digits of key switching, the more bits are left for scales, and the larger the keys.
+    for digits in [options["digits"]] if options["digits"] else range(1, MOST_DIGITS + 1):
+        try:
+            chosen = {**options, "digits": digits}
+            bits = _bits(network.program, chosen, reach)
+            return _precise({**chosen, **bits}, program, network, vectors)
+        except UnsupportedError as error:
+            lack = error
+    raise lack
 
 
 def _with_bootstrapping(
@@ -167,7 +181,7 @@ def _precise(
 
 
 def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) -> dict[str, int]:
-    """Bits of the scale, as many as are secure, and of what the first prime holds beyond it; digits of OpenFHE.
+    """Bits of the scale, as many as are secure, and of what the first prime holds beyond it.
 
     Raises UnsupportedError where too few are left to compute with.
     """
@@ -177,9 +191,8 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
     available = security.MOST_BITS[degree] - 1
     if options["insecure_for_testing"]:
         available = LONGEST * (depth + 2)
-    digits = 0
     if options["backend"] == "openfhe":
-        fitting, digits = _openfhe_bits(depth + 1, head, available, options["digits"])
+        fitting = _openfhe_bits(depth + 1, head, available, options["digits"])
     else:
         fitting = (available - 2 * head - SPECIAL) // (depth + 2)
     bits = options["scale"] or min(fitting, MOST_SCALE, LONGEST - 1 - head)
@@ -188,18 +201,19 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
             f"target 'he': {depth} levels leave scales of {bits} bits within the {available} bits that are secure in "
             f"the ring of degree {degree}, and at least {LEAST_SCALE} are needed"
         )
-    return {"scale": bits, "head": head, "digits": digits}
+    return {"scale": bits, "head": head}
 
 
-def _openfhe_bits(count: int, head: int, available: int, digits: int) -> tuple[int, int]:
-    """The longest scale that leaves room for the special primes, up to MOST_SCALE, and the fewest digits for it."""
-    best = (0, 0)
-    for each in [digits] if digits else possible_digits(count):
-        for special in range(1, available // LONGEST + 1):
-            # As many special primes as hold the longest digit, whose primes may be a little longer than the scale.
-            scale = min((available - special * LONGEST - head) // count - 1, MOST_SCALE)
-            if math.ceil(count / each) * (scale + 1) + head <= special * LONGEST and scale > best[0]:
-                best = (scale, each)
+def _openfhe_bits(count: int, head: int, available: int, digits: int) -> int:
+    """The longest scale that leaves room for the special primes, which have to hold the longest digit."""
+    best = 0
+    if digits not in possible_digits(count):
+        return best
+    for specials in range(1, available // LONGEST + 1):
+        # Primes may be a little longer than the scale.
+        scale = (available - specials * LONGEST - head) // count - 1
+        longest = (specials * LONGEST - head) // math.ceil(count / digits) - 1
+        best = max(best, min(scale, longest))
     return best
 
 
@@ -227,7 +241,7 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
     )
     found: list[np.ndarray] = []
     for op in program.ops:
-        operands = [found[a] for a in op.args]
+        operands = [np.minimum(found[a], ABSURD) for a in op.args]  # whose squares are no overflow
         if op.kind == "input":
             made = next(given)
         elif op.kind in ("mul", "mul_plain"):

@@ -47,9 +47,22 @@ class SimulatorEngine:
         degree = chain.degree
         #: Variance of coefficients after division and rounding, by 1/12 per part.
         self._rounding = (1 + 2 * degree / 3) / 12
-        self._special = float(math.prod(chain.specials))
-        # A sum of as many uniform parts is left of fast base conversion, which does not subtract the overflow.
-        self._conversion = (1 + 2 * degree / 3) * _square_of_sum(len(chain.specials))
+        self._special = math.prod(chain.specials)
+        self._floor = self._floored() if chain.floors else np.zeros(chain.slots)
+
+    def _floored(self) -> np.ndarray:
+        """What OpenFHE's division by k special primes does to every slot, in units of 1 / scale.
+
+        Fast base conversion does not subtract its overflow, so that every coefficient of both polynomials is too small
+        by k/2 on average. A polynomial of equal coefficients is large near the root 1, and so is its product with the
+        secret: the few slots that are there are off by the same number after every key switching.
+        """
+        degree, slots = self.chain.degree, self.chain.slots
+        roots = np.array([pow(5, j, 2 * degree) for j in range(slots)])
+        secret = self._random.integers(-1, 2, degree)
+        at_roots = np.fft.fft(np.stack([np.ones(degree), secret]), 2 * degree)[:, roots]
+        found: np.ndarray = len(self.chain.specials) / 2 * np.real(at_roots[0] * (1 + at_roots[1]))
+        return found
 
     def encrypt(self, numbers: np.ndarray, level: int, scale: float) -> Vector:
         """Under the secret key."""
@@ -121,9 +134,10 @@ class SimulatorEngine:
         primes, group = self.chain.primes[: x.level + 1], self.chain.group
         digits = [primes[i : i + group] for i in range(0, len(primes), group)]
         square = sum((math.prod(d) / self._special) ** 2 * _square_of_sum(len(d)) for d in digits)
-        rounding = self._rounding if len(self.chain.specials) == 1 else self._conversion
+        rounding = self._rounding * (len(self.chain.specials) if self.chain.floors else 1)
         variance = self.chain.degree * square * ERROR**2 + rounding
-        return Vector(self._noisy(x.numbers, variance, x.scale), x.level, x.scale)
+        numbers = x.numbers + self._floor / x.scale if self.noisy else x.numbers
+        return Vector(self._noisy(numbers, variance, x.scale), x.level, x.scale)
 
     def _noisy(self, numbers: np.ndarray, variance: float, scale: float) -> np.ndarray:
         if not self.noisy:
