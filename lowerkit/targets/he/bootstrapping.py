@@ -17,7 +17,7 @@ import numpy as np
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.he import cost, levelled
-from lowerkit.targets.he.chains import LONGEST, possible_digits
+from lowerkit.targets.he.chains import LONGEST, MARGIN, possible_digits
 from lowerkit.targets.he.levelled import Chain, Levelled, Refresh, Refreshed
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing.network import Network
@@ -246,6 +246,6 @@ def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, in
     for levels in [options["levels"]] if options["levels"] else every:
         bits = options["head"] + options["scale"] * (levels + 1)
         for digits in [options["digits"]] if options["digits"] else possible_digits(levels + 1):
-            longest = math.ceil((levels + 1) / digits) * (options["scale"] + 1) + options["head"]
+            longest = math.ceil((levels + 1) / digits) * (options["scale"] + 1) + options["head"] + MARGIN
             if digits <= MOST_DIGITS and bits + math.ceil(longest / LONGEST) * LONGEST <= available:
                 yield levels, digits

@@ -12,6 +12,8 @@ from lowerkit.targets.he.primes import is_prime, nearest
 
 #: Longest prime, in bits.
 LONGEST = 60
+#: Bits that OpenFHE's special primes have beyond a digit of key switching, at least.
+MARGIN = 4
 #: Bits that SEAL's prime of key switching has beyond the first, where they are to be had: its noise is less by that.
 SPECIAL = 4
 
@@ -68,9 +70,10 @@ def openfhe_primes(
 ) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The primes of OpenFHE's levels and of its key switching, and how many of the first are in a digit.
 
-    OpenFHE 1.5, ckksrns-parametergeneration.cpp (SinglePrimeModuliGen, of fixed scaling) and rns-cryptoparameters.cpp
-    (PrecomputeCRTTables): from the top, the first prime above 2^bits, then the next ones below and above it in turn;
-    the first prime of all is the last below 2^first. Special primes have 60 bits, as many as the longest digit needs.
+    As OpenFHE 1.6 does it (ckksrns-parametergeneration.cpp, SinglePrimeModuliGen, fixed scaling; PrecomputeCRTTables
+    in rns-cryptoparameters.cpp): from the top, the first prime above 2^bits, then the next ones below and above it in
+    turn; the first prime of all is the last below 2^first. Special primes have 60 bits, as many as the longest digit
+    and MARGIN bits need.
     """
     middle = next(_primes(2**bits, degree, 1))
     lower, upper = _primes(middle - 1, degree, -1), _primes(middle + 1, degree, 1)
@@ -80,7 +83,7 @@ def openfhe_primes(
     group = math.ceil(count / digits)
     longest = max(math.prod(primes[i : i + group]).bit_length() for i in range(0, count, group))
     special = (p for p in _primes(2**LONGEST, degree, -1) if p not in primes)
-    return primes, tuple(itertools.islice(special, math.ceil(longest / LONGEST))), group
+    return primes, tuple(itertools.islice(special, math.ceil((longest + MARGIN) / LONGEST))), group
 
 
 def _primes(start: int, degree: int, direction: int) -> Iterator[int]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from lowerkit.errors import UnsupportedError
+from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.targets.he import bootstrapping, levelled, security, simulator
 from lowerkit.targets.he.bootstrapping import MOST_DIGITS
 from lowerkit.targets.he.chains import (
     LONGEST,
+    MARGIN,
     SPECIAL,
     chain_of,
     openfhe_chain,
@@ -97,12 +98,12 @@ def plan(
     )
 
 
-def build(program: Program, options: Mapping[str, Any]) -> Planned:
-    """The programs for options as `plan` completes them.
+def build(program: Program, options: Mapping[str, Any], network: Network | None = None) -> Planned:
+    """The programs for options as `plan` completes them; of a `network` that is packed already if it is given.
 
     Raises UnsupportedError for parameters that are not secure.
     """
-    network = pack(program, options["ring"] // 2, options["packing"])
+    network = network or pack(program, options["ring"] // 2, options["packing"])
     packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
     if options["bootstraps"]:
         refresh = bootstrapping.refresh_of(degree, options["refresh"])
@@ -117,7 +118,12 @@ def build(program: Program, options: Mapping[str, Any]) -> Planned:
         lowered = bootstrapping.lower(network, chain, options["bootstraps"])
     else:
         lowered = levelled.lower(packed, chain)
-    levelled.check(lowered)
+    try:
+        levelled.check(lowered)
+    except ValueError as error:
+        if options["bootstraps"]:
+            raise PlanError(f"option bootstraps: {error}") from None
+        raise
     return Planned(program, network, lowered)
 
 
@@ -172,7 +178,7 @@ def _precise(
     chosen: dict[str, Any], program: Program, network: Network, vectors: Sequence[Sequence[np.ndarray]]
 ) -> dict[str, Any]:
     """The options, if their noise is small enough. Raises UnsupportedError."""
-    noise = SAFETY * simulated_noise(network, build(program, chosen).levelled, vectors)
+    noise = SAFETY * simulated_noise(network, build(program, chosen, network).levelled, vectors)
     if not noise <= chosen["precision"]:
         raise UnsupportedError(
             f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {chosen['precision']:.2g}"
@@ -212,7 +218,7 @@ def _openfhe_bits(count: int, head: int, available: int, digits: int) -> int:
     for specials in range(1, available // LONGEST + 1):
         # Primes may be a little longer than the scale.
         scale = (available - specials * LONGEST - head) // count - 1
-        longest = (specials * LONGEST - head) // math.ceil(count / digits) - 1
+        longest = (specials * LONGEST - MARGIN - head) // math.ceil(count / digits) - 1
         best = max(best, min(scale, longest))
     return best
 

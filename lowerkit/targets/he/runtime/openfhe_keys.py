@@ -32,6 +32,7 @@ class Keys:
             self.scheme.prepare_bootstrapping()
             context.EvalBootstrapKeyGen(self.secret, slots)
         relinearisation = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
+        openfhe.ClearEvalMultKeys()
         rotation = b""
         if rotations or slots:
             # By way of a file: as a string, keys of gigabytes would stand in memory four times.
@@ -39,7 +40,7 @@ class Keys:
                 path = Path(folder, "rotation.keys")
                 if not context.SerializeEvalAutomorphismKey(str(path), openfhe.BINARY, tag):
                     raise RunError(f"OpenFHE cannot write {path}")
-                context.ClearEvalAutomorphismKeys()
+                context.ClearEvalAutomorphismKeys()  # OpenFHE keeps keys in its own memory, for ever
                 rotation = path.read_bytes()
         return (openfhe.Serialize(self.secret, openfhe.BINARY),), (relinearisation, rotation)
 
