@@ -1,16 +1,17 @@
 """Where to bootstrap: a shortest path over pairs of a cut through the program and the level on which it goes on.
 
 Bootstrapping is OpenFHE's: it takes a ciphertext on level 1 to the chain's top level and keeps n numbers, which it
-leaves in all slots periodically. The cheaper for that n is small, the values at a cut are masked first, so that of
-equal numbers n slots apart one is left; bootstrapping sums them up. The mask also brings numbers below 1, which
-doublings afterwards undo, as exact and free of levels as additions are.
+leaves in all slots periodically, the cheaper the smaller n is. So the program is packed into vectors of n slots, which
+stand in the ciphertext again and again. What is no number of the program may differ from period to period; the values
+at a cut are masked first, so that of equal numbers n slots apart one is left, and bootstrapping sums them up. The mask
+also brings numbers below 1, which doublings afterwards undo, as exact and free of levels as additions are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,20 @@ class Cut:
     after: int
     values: tuple[int, ...]
     period: int
+
+
+def widened(network: Network, slots: int) -> Network:
+    """The network in vectors of `slots`, a multiple of its own: everything stands there again and again.
+
+    Rotations of a vector that repeats are those of one period, so that no operation changes. A network of as many slots
+    as bootstrapping keeps loses nothing by it.
+    """
+    packed = network.program
+    times = slots // packed.slots
+    program = Packed(slots, packed.ops, [np.tile(p, times) for p in packed.plains], packed.outputs)
+    gathers = [(name, np.tile(index, times)) for name, index in network.gathers]
+    layouts = {name: replace(layout, slots=slots) for name, layout in network.layouts.items()}
+    return replace(network, program=program, gathers=gathers, layouts=layouts)
 
 
 def cuts(packed: Packed, needed: Sequence[np.ndarray]) -> list[Cut]:

@@ -103,7 +103,7 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
 
     Raises UnsupportedError for parameters that are not secure.
     """
-    network = network or pack(program, options["ring"] // 2, options["packing"])
+    network = network or _packed(program, options)
     packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
     if options["bootstraps"]:
         refresh = bootstrapping.refresh_of(degree, options["refresh"])
@@ -133,7 +133,7 @@ def _in_ring(
     ranges: Mapping[str, Range],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    network = pack(program, options["ring"] // 2, options["packing"])
+    network = _packed(program, options)
     vectors = [vectors_of(network, sample) for sample in samples]
     reach = _reach(network, vectors, ranges)
     if options["backend"] == "seal":
@@ -158,20 +158,32 @@ def _with_bootstrapping(
 ) -> dict[str, Any]:
     """With as few bootstraps as possible, of as few numbers as possible, and then as small keys as possible."""
     degree = options["ring"]
-    network = pack(program, degree // 2, options["packing"])
-    vectors = [vectors_of(network, sample) for sample in samples]
-    chosen = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
+    base = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
     available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
-    for slots in (options["refresh"],) if options["refresh"] else SLOTS:
-        if slots <= degree // 2:
-            found = bootstrapping.placed(network, vectors, {**chosen, "refresh": slots}, available)
-            if found:
-                return _precise({**chosen, "refresh": slots, **found}, program, network, vectors)
-    raise UnsupportedError(
+    lack = UnsupportedError(
         f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
         "where it could be",
         hint="use polynomials of a lower degree",
     )
+    for slots in (options["refresh"],) if options["refresh"] else SLOTS:
+        chosen = {**base, "refresh": slots}
+        try:
+            network = _packed(program, chosen)
+        except UnsupportedError as error:
+            lack = error
+            continue
+        vectors = [vectors_of(network, sample) for sample in samples]
+        if found := bootstrapping.placed(network, vectors, chosen, available):
+            return _precise({**chosen, **found}, program, network, vectors)
+    raise lack
+
+
+def _packed(program: Program, options: Mapping[str, Any]) -> Network:
+    slots = options["ring"] // 2
+    if not options["refresh"]:
+        return pack(program, slots, options["packing"])
+    few = pack(program, min(options["refresh"], slots), options["packing"])
+    return bootstrapping.widened(few, slots)
 
 
 def _precise(
