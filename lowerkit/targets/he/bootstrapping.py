@@ -74,14 +74,16 @@ def widened(network: Network, slots: int) -> Network:
     return replace(network, program=program, gathers=gathers, layouts=layouts)
 
 
-def cuts(packed: Packed, needed: Sequence[np.ndarray]) -> list[Cut]:
+def cuts(network: Network, needed: Sequence[np.ndarray]) -> list[Cut]:
     """The program's cuts of at most WIDEST values, in order. `needed`: see `read_slots`."""
+    packed = network.program
     last = {a: i for i, op in enumerate(packed.ops) for a in op.args}
     last |= dict.fromkeys(packed.outputs, len(packed.ops))
     rng = np.random.default_rng(0)
-    inputs = sum(op.kind == "input" for op in packed.ops)
     # Numbers that agree for random inputs are the same polynomial of them, but for a chance of about 2^-50.
-    numbers = packed.run([rng.uniform(-1, 1, packed.slots) for _ in range(inputs)])
+    count = max(int(index.max()) for _, index in network.gathers) + 1
+    inputs = {name: np.append(rng.uniform(-1, 1, count), 0.0) for name, _ in network.gathers}
+    numbers = packed.run([inputs[name][index] for name, index in network.gathers])
     found: list[Cut] = []
     alive: list[int] = []
     for i, op in enumerate(packed.ops):
@@ -139,7 +141,7 @@ def placed(
         samples: the packed program's inputs, for each calibration sample.
     """
     packed, needed = network.program, _needed(network)
-    found = cuts(packed, needed)
+    found = cuts(network, needed)
     values = [packed.run(sample) for sample in samples]
     best: tuple[tuple[int, int, int], dict[str, Any]] | None = None
     for levels, digits in _sizes(options, available):
@@ -153,20 +155,20 @@ def placed(
     return best[1] if best else None
 
 
-def lower(network: Network, chain: Chain, bootstraps: Mapping[str, Sequence[int]]) -> Levelled:
+def lower(network: Network, chain: Chain, options: Mapping[str, Any]) -> Levelled:
     """The levelled program.
 
     Args:
-        bootstraps: operation of the packed program -> level on which it goes on, and doublings of the values that are
-            alive after it, which are bootstrapped there; "-1" -> the inputs' level.
+        options: of which `bootstraps` is operation of the packed program -> level on which it goes on, and doublings
+            of the values that are alive after it, which are bootstrapped there; "-1" -> the inputs' level.
 
     Raises PlanError for operations where nothing can be bootstrapped.
     """
     needed = _needed(network)
-    known = {str(cut.after): cut for cut in cuts(network.program, needed)}
+    known = {str(cut.after): cut for cut in cuts(network, needed)}
     slots = chain.refresh.slots if chain.refresh else 0
     refreshed: dict[int, list[Refreshed]] = {}
-    for after, (level, *doublings) in bootstraps.items():
+    for after, (level, *doublings) in options["bootstraps"].items():
         if after == "-1":
             continue
         cut = known.get(after)
@@ -176,7 +178,8 @@ def lower(network: Network, chain: Chain, bootstraps: Mapping[str, Sequence[int]
             Refreshed(v, level, _mask(needed[v], slots) / 2.0**bits, bits)
             for v, bits in zip(cut.values, doublings, strict=True)
         ]
-    return levelled.lower(network.program, chain, bootstraps["-1"][0], refreshed)
+    entry = options["bootstraps"]["-1"][0]
+    return levelled.lower(network.program, chain, entry, refreshed, options["max_rotation_keys"])
 
 
 def _needed(network: Network) -> list[np.ndarray]:

@@ -16,12 +16,14 @@ first. At level 0 a last product with a plaintext may stay as it is, at the scal
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lowerkit.targets.he import rotations
 from lowerkit.targets.he.packed import Packed
 
 
@@ -176,15 +178,24 @@ class _Lowering:
     """Emits levelled operations, remembering what it made of each packed value."""
 
     def __init__(
-        self, packed: Packed, chain: Chain, entry: int, refreshed: Mapping[int, Sequence[Refreshed]]
+        self,
+        packed: Packed,
+        chain: Chain,
+        entry: int,
+        refreshed: Mapping[int, Sequence[Refreshed]],
+        most_keys: int,
     ) -> None:
         self.packed, self.chain, self.entry, self.refreshed = packed, chain, entry, refreshed
+        uses = Counter(op.step for op in packed.ops if op.kind == "rotate")
+        #: Step -> those that have keys, whose sum it is.
+        self.routes = rotations.routes(uses, chain.slots, most_keys) if most_keys else {}
         self.out = Levelled(chain, list(packed.plains))
         self.layer = ""
         self.size: list[int] = []
         #: Whether a value is at rest: at its level's scale.
         self.rests: list[bool] = []
         self._rest: dict[int, int] = {}
+        self._turned: dict[tuple[int, int], int] = {}
         self._lowered: dict[tuple[int, int], int] = {}
 
     def emit(self, kind: str, args: tuple[int, ...], level: int, scale: float, **more: Any) -> int:
@@ -283,7 +294,11 @@ class _Lowering:
             return self.emit(kind, (x,), op.level, scale, plain=plain, plain_scale=factor)
         if kind == "add_plain":
             return self.emit(kind, (x,), op.level, op.scale, plain=plain, plain_scale=op.scale)
-        return self.emit(kind, (x,), op.level, op.scale, step=step)
+        for part in self.routes.get(step, (step,)):
+            if (x, part) not in self._turned:
+                self._turned[x, part] = self.emit(kind, (x,), op.level, op.scale, step=part)
+            x = self._turned[x, part]
+        return x
 
 
 def lower(
@@ -291,14 +306,17 @@ def lower(
     chain: Chain,
     entry: int | None = None,
     refreshed: Mapping[int, Sequence[Refreshed]] | None = None,
+    most_keys: int = 0,
 ) -> Levelled:
     """The levelled program. The chain must be as deep as the program: see `parameters.plan`.
 
     Args:
         entry: level of the inputs; the highest if not given.
         refreshed: operation -> what is bootstrapped after it.
+        most_keys: how many rotations may have keys; 0 is any number.
     """
-    return _Lowering(packed, chain, len(chain.primes) - 1 if entry is None else entry, refreshed or {}).run()
+    entry = len(chain.primes) - 1 if entry is None else entry
+    return _Lowering(packed, chain, entry, refreshed or {}, most_keys).run()
 
 
 def check(program: Levelled) -> None:

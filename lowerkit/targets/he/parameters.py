@@ -115,9 +115,9 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
     if not options["insecure_for_testing"]:
         security.check(chain.degree, (*chain.primes, *chain.specials))
     if options["bootstraps"]:
-        lowered = bootstrapping.lower(network, chain, options["bootstraps"])
+        lowered = bootstrapping.lower(network, chain, options)
     else:
-        lowered = levelled.lower(packed, chain)
+        lowered = levelled.lower(packed, chain, most_keys=options["max_rotation_keys"])
     try:
         levelled.check(lowered)
     except ValueError as error:

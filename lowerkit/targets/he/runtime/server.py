@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import itertools
 import socket
 import socketserver
 import sys
@@ -33,6 +34,8 @@ class Server:
         self.description, self.circuit = described(directory / DESCRIPTION, directory / CIRCUIT)
         parcel = unpack(keys, EVALUATION, self.circuit, source=source)
         self.key = parcel.key
+        #: Of every operation of the last evaluation.
+        self.seconds: list[float] = []
         self.scheme = opened(Parameters.read(self.description["parameters"]))
         engine = engine_of(self.scheme, parcel.parts, source)
         with np.load(directory / CIRCUIT, allow_pickle=False) as stored:
@@ -54,7 +57,9 @@ class Server:
         for port, part in zip(inputs, parcel.parts, strict=True):
             ciphertext = self.scheme.loaded(part, source)
             ciphertexts.append(checked_place(self.scheme, ciphertext, port["level"], port["scale"], source))
-        found = self.program.run(ciphertexts, progress)
+        ends = [time.perf_counter()]
+        found = self.program.run(ciphertexts, progress, lambda *_: ends.append(time.perf_counter()))
+        self.seconds = [after - before for before, after in itertools.pairwise(ends)]
         return Parcel(ANSWER, self.circuit, self.key, tuple(map(self.scheme.dumped, found))).pack()
 
 
