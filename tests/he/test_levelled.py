@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.targets.he import levelled, security, simulator
+from lowerkit.targets.he import levelled, rotations, security, simulator
 from lowerkit.targets.he.chains import chain_of
 from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packed import Packed
@@ -138,3 +138,14 @@ def test_small_numbers_are_told_prime_or_not() -> None:
     sieve = [all(n % d for d in range(2, math.isqrt(n) + 1)) for n in range(2, 3000)]
     assert [is_prime(n) for n in range(2, 3000)] == sieve
     assert not is_prime(3215031751)  # a strong pseudoprime to the bases 2, 3, 5 and 7
+
+
+@given(
+    uses=st.dictionaries(st.integers(1, 255), st.integers(1, 9), min_size=1, max_size=40),
+    most=st.integers(1, 12),
+)
+def test_rotations_are_sums_of_few_steps(uses: dict[int, int], most: int) -> None:
+    found = rotations.routes(uses, 256, most)
+    assert set(found) == set(uses)
+    assert all(sum(parts) % 256 == step for step, parts in found.items())
+    assert len({part for parts in found.values() for part in parts}) <= most

@@ -34,7 +34,7 @@ FUNCTIONS: Mapping[str, str] = {
     "tanh": "Tanh",
 }
 #: With fewer rotation keys every rotation becomes many.
-FEWEST_KEYS = 4
+FEWEST_KEYS = 2
 
 
 class HeTarget(Target):
