@@ -42,11 +42,16 @@ class Client:
 
     def generate(self) -> tuple[bytes, bytes]:
         """A new secret key, which this client takes, and its evaluation keys, as files' bytes."""
+        secret, public = self.parcels()
+        return secret.pack(), public.pack()
+
+    def parcels(self) -> tuple[Parcel, Parcel]:
+        """The same as what is in the files."""
         secret, public = self.keys.generate(self.description["rotations"])
         self.key = secrets.token_hex(16)
         return (
-            Parcel(SECRET, self.circuit, self.key, secret).pack(),
-            Parcel(EVALUATION, self.circuit, self.key, public).pack(),
+            Parcel(SECRET, self.circuit, self.key, secret),
+            Parcel(EVALUATION, self.circuit, self.key, public),
         )
 
     def take(self, data: bytes, source: str = "the secret key") -> None:
@@ -139,9 +144,9 @@ def _keygen(client: Client, given: argparse.Namespace) -> None:
         raise RunError(f"cannot make {given.keys}: {error.strerror or error}") from None
     if (given.keys / SECRET_FILE).exists():
         raise RunError(f"{given.keys / SECRET_FILE} exists already; choose another folder")
-    secret, public = client.generate()
-    write(given.keys / SECRET_FILE, secret, private=True)
-    write(given.keys / EVALUATION_FILE, public)
+    secret, public = client.parcels()
+    secret.save(given.keys / SECRET_FILE, private=True)
+    public.save(given.keys / EVALUATION_FILE)
 
 
 def _encrypt(client: Client, given: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -41,10 +42,17 @@ class Parcel:
     kind: str
     circuit: str
     key: str
-    parts: tuple[bytes, ...]
+    parts: tuple[bytes | memoryview, ...]
 
     def pack(self) -> bytes:
         """The file's bytes."""
+        return b"".join([self._head(), *self.parts])
+
+    def save(self, path: Path, *, private: bool = False) -> None:
+        """Write the file: as `write`, without one more copy of keys that may have gigabytes."""
+        write(path, self._head(), *self.parts, private=private)
+
+    def _head(self) -> bytes:
         digest = hashlib.sha256()
         for part in self.parts:
             digest.update(part)
@@ -57,22 +65,22 @@ class Parcel:
             "sha256": digest.hexdigest(),
         }
         text = json.dumps(header).encode()
-        return b"".join([MAGIC, struct.pack("<I", len(text)), text, *self.parts])
+        return MAGIC + struct.pack("<I", len(text)) + text
 
 
 def unpack(
-    data: bytes, kind: str, circuit: str, key: str | None = None, source: str = "the message"
+    data: bytes | memoryview, kind: str, circuit: str, key: str | None = None, source: str = "the message"
 ) -> Parcel:
     """The parcel in `data`, which must be of that kind, for that circuit and, if given, of that key.
 
     Raises RunError that says what does not fit.
     """
-    start = len(MAGIC) + 4
+    data, start = memoryview(data), len(MAGIC) + 4
     if data[: len(MAGIC)] != MAGIC or len(data) < start:
         raise RunError(f"{source} is no key or ciphertext file of lowerkit, or is cut off")
     (length,) = struct.unpack("<I", data[len(MAGIC) : start])
     try:
-        header: Any = json.loads(data[start : start + length]) if length <= _LONGEST_HEADER else None
+        header: Any = json.loads(bytes(data[start : start + length])) if length <= _LONGEST_HEADER else None
         found, of, number = header["kind"], header["circuit"], header["key"]
         version, lengths, digest = header["format"], header["lengths"], header["sha256"]
     except (ValueError, TypeError, KeyError):
@@ -85,7 +93,7 @@ def unpack(
         raise RunError(f"{source} is for circuit {of[:12]}, and this is circuit {circuit[:12]}")
     if key is not None and number != key:
         raise RunError(f"{source} belongs to key {number[:12]}, and the keys at hand are {key[:12]}")
-    body = memoryview(data)[start + length :]  # keys may have gigabytes
+    body = data[start + length :]
     if len(body) != sum(lengths):
         raise RunError(
             f"{source} has {len(body)} bytes of data, and {sum(lengths)} are wanted: it is cut off"
@@ -95,11 +103,11 @@ def unpack(
     return Parcel(kind, of, number, tuple(_split(body, lengths)))
 
 
-def _split(body: memoryview, lengths: Sequence[int]) -> list[bytes]:
+def _split(body: memoryview, lengths: Sequence[int]) -> list[memoryview]:
     ends = [0]
     for length in lengths:
         ends.append(ends[-1] + length)
-    return [bytes(body[a:b]) for a, b in itertools.pairwise(ends)]
+    return [body[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def digest_of(description: Mapping[str, Any], arrays: bytes) -> str:
@@ -139,11 +147,21 @@ def read(path: str | Path) -> bytes:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def write(path: str | Path, data: bytes, *, private: bool = False) -> None:
+def mapped(path: str | Path) -> memoryview:
+    """All of a file, of which memory holds what is being read. Raises RunError."""
+    try:
+        with Path(path).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise RunError(f"cannot read {path}: {error}") from None
+
+
+def write(path: str | Path, *data: bytes | memoryview, private: bool = False) -> None:
     """Write a file; a `private` one that its owner alone may read. Raises RunError."""
     try:
         mode = 0o600 if private else 0o644
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(data)
+            for part in data:
+                file.write(part)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None

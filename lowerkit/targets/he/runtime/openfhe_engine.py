@@ -16,7 +16,7 @@ from .openfhe_scheme import Scheme, short
 class Engine:
     """`execute.Engine` by OpenFHE. Plaintexts are OpenFHE's, or floats that stand for all slots."""
 
-    def __init__(self, scheme: Scheme, parts: Sequence[bytes], source: str) -> None:
+    def __init__(self, scheme: Scheme, parts: Sequence[bytes | memoryview], source: str) -> None:
         self.scheme, self.context = scheme, scheme.context
         openfhe = scheme.openfhe
         try:

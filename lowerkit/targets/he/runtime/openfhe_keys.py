@@ -44,12 +44,11 @@ class Keys:
                 rotation = path.read_bytes()
         return (openfhe.Serialize(self.secret, openfhe.BINARY),), (relinearisation, rotation)
 
-    def take(self, parts: Sequence[bytes], source: str) -> None:
+    def take(self, parts: Sequence[bytes | memoryview], source: str) -> None:
         """See `scheme.Keys`."""
+        openfhe = self.scheme.openfhe
         try:
-            self.secret = self.scheme.openfhe.DeserializePrivateKeyString(
-                parts[0], self.scheme.openfhe.BINARY
-            )
+            self.secret = openfhe.DeserializePrivateKeyString(bytes(parts[0]), openfhe.BINARY)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise RunError(f"{source} is not valid for these parameters: {short(error)}") from None
 

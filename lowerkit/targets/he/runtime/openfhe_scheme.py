@@ -86,10 +86,10 @@ class Scheme:
         found: bytes = self.openfhe.Serialize(ciphertext, self.openfhe.BINARY)
         return found
 
-    def loaded(self, data: bytes, source: str) -> Any:
+    def loaded(self, data: bytes | memoryview, source: str) -> Any:
         """See `scheme.Scheme`."""
         try:
-            found = self.openfhe.DeserializeCiphertextString(data, self.openfhe.BINARY)
+            found = self.openfhe.DeserializeCiphertextString(bytes(data), self.openfhe.BINARY)
             fits = found.GetCryptoContext() == self.context and found.GetSlots() == self.slots
         except (RuntimeError, ValueError, MemoryError) as error:
             raise RunError(f"{source} is not valid for these parameters: {short(error)}") from None

@@ -65,7 +65,7 @@ class Scheme(Protocol):
         """A ciphertext as bytes."""
         ...
 
-    def loaded(self, data: bytes, source: str) -> Any:
+    def loaded(self, data: bytes | memoryview, source: str) -> Any:
         """The ciphertext in bytes. Raises RunError for what is none."""
         ...
 
@@ -82,7 +82,7 @@ class Keys(Protocol):
         """A new secret key, which is kept, as parts of its file, and its evaluation keys in the same way."""
         ...
 
-    def take(self, parts: Sequence[bytes], source: str) -> None:
+    def take(self, parts: Sequence[bytes | memoryview], source: str) -> None:
         """Use the secret key of a file. Raises RunError."""
         ...
 
@@ -107,7 +107,7 @@ def keys_of(scheme: Scheme) -> Keys:
     return found
 
 
-def engine_of(scheme: Scheme, parts: Sequence[bytes], source: str) -> Any:
+def engine_of(scheme: Scheme, parts: Sequence[bytes | memoryview], source: str) -> Any:
     """The server's side of a scheme, with the evaluation keys of a file. Raises RunError."""
     return _module(scheme.parameters, "engine").Engine(scheme, parts, source)
 

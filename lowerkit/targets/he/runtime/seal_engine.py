@@ -11,7 +11,7 @@ from .seal_scheme import Scheme
 class Engine:
     """`execute.Engine` by SEAL."""
 
-    def __init__(self, scheme: Scheme, parts: Sequence[bytes], source: str) -> None:
+    def __init__(self, scheme: Scheme, parts: Sequence[bytes | memoryview], source: str) -> None:
         self.scheme = scheme
         self._relinearisation = scheme.read(scheme.context.from_relin_str, parts[0], source)
         self._rotation = scheme.read(scheme.context.from_galois_str, parts[1], source)

@@ -27,7 +27,7 @@ class Keys:
         generator.create_galois_keys(list(rotations), rotation)
         return (self.secret.to_string(),), (relinearisation.to_string(), rotation.to_string())
 
-    def take(self, parts: Sequence[bytes], source: str) -> None:
+    def take(self, parts: Sequence[bytes | memoryview], source: str) -> None:
         """See `scheme.Keys`."""
         self.secret = self.scheme.read(self.scheme.context.from_secret_str, parts[0], source)
 

@@ -51,14 +51,14 @@ class Scheme:
         found: bytes = ciphertext.to_string()
         return found
 
-    def loaded(self, data: bytes, source: str) -> Any:
+    def loaded(self, data: bytes | memoryview, source: str) -> Any:
         """See `scheme.Scheme`."""
         return self.read(self.context.from_cipher_str, data, source)
 
-    def read(self, load: Any, data: bytes, source: str) -> Any:
+    def read(self, load: Any, data: bytes | memoryview, source: str) -> Any:
         """What `load`, one of the context's loaders, makes of `data`. Raises RunError for what is none."""
         try:
-            return load(data)
+            return load(bytes(data))
         except (RuntimeError, ValueError) as error:
             raise RunError(f"{source} is not valid for these parameters: {error}") from None
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .execute import Circuit, Progress
-from .files import ANSWER, EVALUATION, QUERY, Parcel, RunError, described, read, unpack, write
+from .files import ANSWER, EVALUATION, QUERY, Parcel, RunError, described, mapped, read, unpack, write
 from .scheme import Parameters, checked_place, engine_of, opened
 
 DESCRIPTION, CIRCUIT = "server.json", "circuit.npz"
@@ -30,7 +30,9 @@ DESCRIPTION, CIRCUIT = "server.json", "circuit.npz"
 class Server:
     """Evaluates one circuit for one key; `directory` is an artifact's `server`."""
 
-    def __init__(self, directory: Path, keys: bytes, source: str = "the evaluation keys") -> None:
+    def __init__(
+        self, directory: Path, keys: bytes | memoryview, source: str = "the evaluation keys"
+    ) -> None:
         self.description, self.circuit = described(directory / DESCRIPTION, directory / CIRCUIT)
         parcel = unpack(keys, EVALUATION, self.circuit, source=source)
         self.key = parcel.key
@@ -154,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     place.add_argument("--socket", type=Path)
     given = parser.parse_args(arguments)
     try:
-        server = Server(Path(__file__).resolve().parent, read(given.keys), str(given.keys))
+        server = Server(Path(__file__).resolve().parent, mapped(given.keys), str(given.keys))
         if given.command == "serve":
             serve(server, str(given.socket) if given.socket else ("127.0.0.1", given.port))
             return 0
