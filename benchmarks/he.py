@@ -3,7 +3,8 @@
     python -m benchmarks.he mlp [--samples 200] [--peers]
     python -m benchmarks.he lenet [--samples 100]
     python -m benchmarks.he block [--samples 3]      # of the power-softmax ViT: see examples/vit_block.py
-    python -m benchmarks.he operations
+    python -m benchmarks.he operations [--backend openfhe]
+    python -m benchmarks.he bootstrap
 
 Everything runs in this process and on one core. Times are of warm evaluations: keys, circuit and plaintexts are in
 memory, the query's ciphertexts too; `process` is the time of this process alone, which other work on the machine
@@ -13,6 +14,7 @@ lengthens less. `operations` measures single operations, from which `targets/he/
 from __future__ import annotations
 
 import argparse
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ from lowerkit.targets.base import get_target
 from lowerkit.targets.he.runtime import files
 from lowerkit.targets.he.runtime.client import Client
 from lowerkit.targets.he.runtime.server import Server
+from lowerkit.targets.he.worker import interpreter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODELS = {"mlp": "mlp_fashion_square", "lenet": "lenet_fashion_square"}
@@ -97,7 +100,7 @@ def evaluated(
         (expected,) = reference(sample).values()
         pairs.append((found, expected))
     parcel = files.unpack(query, files.QUERY, server.circuit)
-    inputs = [server.scheme.context.from_cipher_str(part) for part in parcel.parts]
+    inputs = [server.scheme.loaded(part, "the query") for part in parcel.parts]
     # A second of warming up, and as many runs as take some ten seconds.
     runs = [timed(lambda: server.program.run(inputs))[:2]]
     runs += [
@@ -195,10 +198,16 @@ def _best(evaluator: Any, x: Any, plain: Any, relinearisation: Any, rotation: An
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=[*MODELS, "block", "operations"])
+    parser.add_argument("what", choices=[*MODELS, "block", "operations", "bootstrap"])
+    parser.add_argument("--backend", choices=["seal", "openfhe"], default="seal")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--peers", action="store_true", help="run TenSEAL's high-level interface too")
     given = parser.parse_args()
+    if given.what == "bootstrap" or given.backend == "openfhe":
+        # OpenFHE's wheel is for another interpreter.
+        command = [interpreter(""), Path(__file__).with_name("he_openfhe.py"), given.what]
+        subprocess.run([str(part) for part in command], check=True)
+        return
     if given.what == "operations":
         operations()
         return

@@ -50,7 +50,9 @@ from lowerkit.targets.fpga.rtl.implement import count_xilinx, implement
 from lowerkit.targets.fpga.rtl.simulate import simulate_rtl
 
 TITLE = "Kernels as RTL"
-INTRODUCTION = "    python -m benchmarks.rtl --markdown docs/fpga/rtl.md\n\n" + (__doc__ or "").split("\n\n", 2)[2]
+INTRODUCTION = (
+    "    python -m benchmarks.rtl --markdown docs/fpga/rtl.md\n\n" + (__doc__ or "").split("\n\n", 2)[2]
+)
 ROWS, COLUMNS_OF_ROW = 16, 64
 #: Least elements that come out in a simulation, and samples.
 ELEMENTS, SAMPLES = 10_240, 10

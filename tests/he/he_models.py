@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from helpers import parse
 
 from lowerkit import pipeline
 from lowerkit.graph.load import load_model
 from lowerkit.passes.lower import apply_plan, default_plan
+from lowerkit.passes.registry import make
 from lowerkit.targets.he.target import HeTarget
 
 MLP = """(float[1,12] x) => (float[1,3] y) {
@@ -67,3 +69,18 @@ def emitted(model: ir.Model, directory: Path, **options: Any) -> Path:
     target = HeTarget()
     target.emit(model, completed(model, uniform(model, 4), **options), directory)
     return directory
+
+
+def deep_mlp(layers: int = 4, width: int = 16) -> ir.Model:
+    """Layers of `width` units with GELU, as polynomials of degree 7 on [-3, 3]: 4 levels each, and one more."""
+    rng = np.random.default_rng(1)
+    lines, weights = [], dict[str, np.ndarray]()
+    for i in range(layers):
+        lines.append(f"h{i} = MatMul (g{i}, w{i}) g{i + 1} = Gelu (h{i})")
+        weights[f"w{i}"] = (rng.standard_normal((width, width)) * (2 / width) ** 0.5).astype(np.float32)
+    weights["v"] = (0.2 * rng.standard_normal((width, 3))).astype(np.float32)
+    last = f"y = MatMul (g{layers}, v)"
+    model = parse(f"(float[1,{width}] g0) => (float[1,3] y) {{ {' '.join(lines)} {last} }}", **weights)
+    for node in [node for node in model.graph if node.op_type == "Gelu"]:
+        make("gelu", "interval-poly", {"low": -3.0, "high": 3.0, "degree": 7}).rewrite(model, node)
+    return model

@@ -17,7 +17,7 @@ from helpers import parse
 
 from lowerkit.errors import DataError, UnsupportedError
 from lowerkit.reference import Reference
-from lowerkit.targets.he import parameters, simulator
+from lowerkit.targets.he import parameters, report, simulator
 from lowerkit.targets.he.runtime import files
 from lowerkit.targets.he.runtime.client import Client
 from lowerkit.targets.he.runtime.files import RunError
@@ -236,12 +236,11 @@ def test_the_simulator_has_the_noise_of_seal(
     vectors = parameters.vectors_of(planned.network, SAMPLES[0])
     exact = simulator.simulate(planned.levelled, vectors, noisy=False)
     simulated = simulator.simulate(planned.levelled, vectors)
-    decryptor = client.scheme.seal.Decryptor(client.scheme.context, client.secret)
     decrypted: list[np.ndarray] = []
     parcel = files.unpack(client.encrypt(SAMPLES[0]), files.QUERY, server.circuit)
     server.program.run(
-        [server.scheme.context.from_cipher_str(part) for part in parcel.parts],
-        observe=lambda _, c: decrypted.append(np.asarray(client.scheme.encoder.decode(decryptor.decrypt(c)))),
+        [server.scheme.loaded(part, "the query") for part in parcel.parts],
+        observe=lambda _, c: decrypted.append(client.keys.decrypt(c)),
     )
     for i, op in enumerate(planned.levelled.ops):
         if op.kind not in ("input", "rescale", "rotate"):
@@ -280,3 +279,81 @@ def test_the_runner_encrypts_and_refuses_as_a_user_would_see_it(folder: Path) ->
     np.testing.assert_allclose(run(SAMPLES[2])["y"], Reference(MODEL)(SAMPLES[2])["y"], atol=1e-4)
     with pytest.raises(DataError, match="nothing was encrypted"):
         run({"x": np.full((1, 12), 9.0, np.float32)})
+
+
+@pytest.mark.parametrize("changed", ["circuit.npz", "server.json"])
+def test_a_changed_circuit_is_refused_before_evaluation(
+    changed: str, folder: Path, sides: tuple[Client, Server, bytes, bytes], tmp_path: Path
+) -> None:
+    copied = tmp_path / "server"
+    shutil.copytree(folder / "server", copied)
+    if changed == "circuit.npz":
+        with np.load(copied / changed) as stored:
+            arrays = dict(stored)
+        arrays["plains"][0, 0] += 0.25
+        np.savez_compressed(copied / changed, **arrays)
+    else:
+        description = json.loads((copied / changed).read_text())
+        description["rotations"] = []
+        (copied / changed).write_text(json.dumps(description))
+    with pytest.raises(RunError, match=r"server\.json or circuit\.npz was changed"):
+        Server(copied, sides[3])
+
+
+def test_a_circuit_changed_with_its_digests_is_not_the_keys(
+    folder: Path, sides: tuple[Client, Server, bytes, bytes], tmp_path: Path
+) -> None:
+    copied = tmp_path / "server"
+    shutil.copytree(folder / "server", copied)
+    description = json.loads((copied / "server.json").read_text())
+    description.pop("circuit")
+    digests = description.pop("digests")
+    description["rotations"] = []
+    digests["server"] = files.digest_of(description, (copied / "circuit.npz").read_bytes())
+    whole = {"circuit": files.circuit_of(**digests), "digests": digests, **description}
+    (copied / "server.json").write_text(json.dumps(whole))
+    with pytest.raises(RunError, match="is for circuit"):
+        Server(copied, sides[3])
+
+
+def test_a_changed_layout_is_refused_by_the_client(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "client"
+    shutil.copytree(folder / "client", copied)
+    with np.load(copied / "layouts.npz") as stored:
+        np.savez_compressed(copied / "layouts.npz", **{k: v[..., ::-1] for k, v in stored.items()})
+    with pytest.raises(RunError, match=r"client\.json or layouts\.npz was changed"):
+        Client(copied)
+
+
+def test_fewer_rotation_keys_give_the_same_numbers(tmp_path: Path) -> None:
+    options = completed(MODEL, SAMPLES)
+    every = HeTarget().planned(MODEL, options).levelled
+    few = {**options, "max_rotation_keys": 3}
+    lowered = HeTarget().planned(MODEL, few).levelled
+    assert len(every.steps()) > len(lowered.steps()) == 3
+    assert sizes(lowered).keys < sizes(every).keys
+    folder = tmp_path / "out"
+    folder.mkdir()
+    HeTarget().emit(MODEL, few, folder)
+    np.testing.assert_allclose(
+        HeTarget().open(folder, few)(SAMPLES[0])["y"], Reference(MODEL)(SAMPLES[0])["y"], atol=1e-4
+    )
+
+
+def test_memory_that_is_short_takes_rotation_keys_first() -> None:
+    options = completed(MODEL, SAMPLES)
+    whole = sizes(HeTarget().planned(MODEL, options).levelled)
+    fewer = completed(MODEL, SAMPLES, max_memory=(whole.server - whole.keys / 3) / 2**30)
+    assert 0 < fewer["max_rotation_keys"] < len(HeTarget().planned(MODEL, options).levelled.steps())
+    assert sizes(HeTarget().planned(MODEL, fewer).levelled).server <= whole.server - whole.keys / 3
+
+
+def test_the_time_of_a_run_is_measured_by_operation(sides: tuple[Client, Server, bytes, bytes]) -> None:
+    client, server, *_ = sides
+    server.evaluate(client.encrypt(SAMPLES[0]))
+    lowered = HeTarget().planned(MODEL, completed(MODEL, SAMPLES)).levelled
+    assert len(server.seconds) == len(lowered.ops)
+    table = report.table(lowered, server.seconds)
+    assert table.columns[-1] == "measured"
+    assert table.rows[-1][-1] == 1000
+    assert abs(sum(int(row[-1]) for row in table.rows[:-1]) - 1000) <= len(table.rows)

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowerkit.errors import UnsupportedError
-from lowerkit.targets.he import levelled, security, simulator
+from lowerkit.targets.he import levelled, rotations, security, simulator
+from lowerkit.targets.he.chains import chain_of
 from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.parameters import chain_of, vectors_of
+from lowerkit.targets.he.parameters import vectors_of
 from lowerkit.targets.he.primes import is_prime, nearest
 from lowerkit.targets.he.target import HeTarget
 
@@ -105,7 +106,7 @@ def test_chosen_parameters_are_secure_and_smallest() -> None:
     model = parse(MLP, **mlp_weights())
     options = completed(model, uniform(model, 2))
     chain = HeTarget().planned(model, options).levelled.chain
-    assert security.is_secure(chain.degree, (*chain.primes, chain.special))
+    assert security.is_secure(chain.degree, (*chain.primes, *chain.specials))
     assert options["ring"] == 8192  # four primes and one more leave nothing to compute with in 106 bits
 
 
@@ -137,3 +138,14 @@ def test_small_numbers_are_told_prime_or_not() -> None:
     sieve = [all(n % d for d in range(2, math.isqrt(n) + 1)) for n in range(2, 3000)]
     assert [is_prime(n) for n in range(2, 3000)] == sieve
     assert not is_prime(3215031751)  # a strong pseudoprime to the bases 2, 3, 5 and 7
+
+
+@given(
+    uses=st.dictionaries(st.integers(1, 255), st.integers(1, 9), min_size=1, max_size=40),
+    most=st.integers(1, 12),
+)
+def test_rotations_are_sums_of_few_steps(uses: dict[int, int], most: int) -> None:
+    found = rotations.routes(uses, 256, most)
+    assert set(found) == set(uses)
+    assert all(sum(parts) % 256 == step for step, parts in found.items())
+    assert len({part for parts in found.values() for part in parts}) <= most

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ import onnx_ir as ir
 from lowerkit.artifact import specs
 from lowerkit.targets.he import runtime
 from lowerkit.targets.he.parameters import Planned, Range
-from lowerkit.targets.he.runtime import client, server
+from lowerkit.targets.he.runtime import client, files, server
 from lowerkit.targets.he.stored import stored
 
 #: Modules of `runtime` that each side gets. Key generation and decryption are in `client` alone.
 MODULES: Mapping[str, tuple[str, ...]] = {
-    "client": ("client", "files", "scheme"),
-    "server": ("server", "files", "scheme", "execute"),
+    "client": ("client", "files", "scheme", "{}_scheme", "{}_keys"),
+    "server": ("server", "files", "scheme", "{}_scheme", "{}_engine", "execute"),
 }
 _MAIN = '''"""`python -m {side}`: see {side}.py."""
 
@@ -33,30 +32,32 @@ sys.exit(main())
 '''
 
 
-def write(
-    model: ir.Model, planned: Planned, ranges: Mapping[str, Range], directory: Path, *, insecure: bool
-) -> None:
+def write(model: ir.Model, planned: Planned, options: Mapping[str, Any], directory: Path) -> None:
     """Write both sides into `directory`; equal arguments give equal bytes."""
     for side, modules in MODULES.items():
         folder = directory / side
         folder.mkdir()
         (folder / "__init__.py").write_text(f'"""The {side} of an encrypted model."""\n', encoding="utf-8")
         (folder / "__main__.py").write_text(_MAIN.format(side=side), encoding="utf-8")
-        for module in modules:
+        for module in (name.format(options["backend"]) for name in modules):
             shutil.copyfile(Path(runtime.__file__).with_name(f"{module}.py"), folder / f"{module}.py")
-    _describe(model, planned, ranges, directory, insecure)
+    _describe(model, planned, options, directory)
 
 
-def _describe(
-    model: ir.Model, planned: Planned, ranges: Mapping[str, Range], directory: Path, insecure: bool
-) -> None:
+def _describe(model: ir.Model, planned: Planned, options: Mapping[str, Any], directory: Path) -> None:
     lowered, network = planned.levelled, planned.network
+    ranges: Mapping[str, Range] = options["ranges"]
     chain = lowered.chain
     parameters = {
-        "backend": "seal",
+        "backend": options["backend"],
         "degree": chain.degree,
-        "primes": [*chain.primes, chain.special],
-        "insecure": insecure,
+        "primes": list(chain.primes),
+        "specials": list(chain.specials),
+        "digits": chain.digits,
+        "refresh": chain.refresh.slots if chain.refresh else 0,
+        "budget": list(chain.refresh.budget) if chain.refresh else [],
+        "correction": chain.refresh.correction if chain.refresh else 0,
+        "insecure": options["insecure_for_testing"],
     }
     np.savez_compressed(directory / "server" / server.CIRCUIT, **stored(lowered))
     inputs = [op for op in lowered.ops if op.kind == "input"]
@@ -69,7 +70,6 @@ def _describe(
     layouts: dict[str, Any] = {f"input {name}": np.array(each) for name, each in rows.items()}
     layouts |= {f"output {name}": network.layouts[name].places for name in network.outputs}
     np.savez_compressed(directory / "client" / client.LAYOUTS, **layouts)
-    files = ("server/" + server.CIRCUIT, "client/" + client.LAYOUTS)
     description = {
         "format": 1,
         "parameters": parameters,
@@ -91,14 +91,17 @@ def _describe(
             for s, value in zip(specs(list(model.graph.outputs)), lowered.outputs, strict=True)
         ],
     }
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name in files:
-        digest.update((directory / name).read_bytes())
-    circuit = digest.hexdigest()
-    _write_json(directory / "client" / client.DESCRIPTION, {"circuit": circuit, **description})
     public = {key: description[key] for key in ("format", "parameters", "rotations")}
-    expected = [{"level": v["level"], "scale": v["scale"]} for v in vectors]
-    _write_json(directory / "server" / server.DESCRIPTION, {"circuit": circuit, **public, "inputs": expected})
+    public["inputs"] = [{"level": v["level"], "scale": v["scale"]} for v in vectors]
+    # Each side can recompute its own digest, and with the other's the circuit's name.
+    sides = (("client", description, client.LAYOUTS), ("server", public, server.CIRCUIT))
+    digests = {
+        side: files.digest_of(content, (directory / side / arrays).read_bytes())
+        for side, content, arrays in sides
+    }
+    circuit = files.circuit_of(**digests)
+    for side, content, _ in sides:
+        _write_json(directory / side / f"{side}.json", {"circuit": circuit, "digests": digests, **content})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

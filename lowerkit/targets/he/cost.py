@@ -2,7 +2,9 @@
 
 A rotation decomposes a ciphertext by its primes and multiplies with a key: for `primes` p of them it takes
 p (p + 1) number-theoretic transforms and terms in p; all else is linear in p. The factors are of SEAL 4 on one core of
-an AMD EPYC (AVX2) at N = 8192; only their ratios matter here. `python -m benchmarks.he operations` gives them.
+an AMD EPYC (AVX2) at N = 8192; only their ratios matter here. `python -m benchmarks.he operations` gives them, and with
+`--backend openfhe` OpenFHE's, whose ratios are near enough for one table: rotations cost as much with two or three
+digits as SEAL's do, and a third to a half less where several share an operand.
 """
 
 from __future__ import annotations
@@ -30,3 +32,8 @@ def seconds(kind: str, primes: int, degree: int) -> float:
     square, linear = MILLISECONDS[kind]
     size = degree * math.log2(degree) / (8192 * 13)
     return 1e-3 * size * (square * primes * (primes + 1) + linear * primes)
+
+
+def bootstrap_seconds(degree: int, slots: int) -> float:
+    """Estimated time of OpenFHE's bootstrapping of `slots` numbers, after `python -m benchmarks.he bootstrap`."""
+    return 27.0 * (degree / 65536) * (1 + math.sqrt(slots) / 64)

@@ -18,13 +18,33 @@ first. At level 0 a last product with a plaintext may stay as it is, at the scal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lowerkit.targets.he import rotations
 from lowerkit.targets.he.packed import Packed
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Bootstrapping: a ciphertext on level 1 becomes one on `Chain.top`.
+
+    Attributes:
+        slots: how many numbers it keeps; the result has them in all slots, periodically.
+        budget: levels of its two linear transforms.
+        depth: levels that it takes, of the highest.
+        correction: bits by which a message is below the first prime while it reduces modulo that.
+    """
+
+    slots: int
+    budget: tuple[int, int]
+    depth: int
+    correction: int
 
 
 @dataclass(frozen=True)
@@ -34,16 +54,32 @@ class Chain:
     Attributes:
         degree: of the ring; ciphertexts have half as many slots.
         primes: of the levels, the first to stay last.
-        special: prime for key switching.
+        specials: primes for key switching.
         scales: of values at rest, by level.
+        group: primes in a digit of key switching, which decomposes a ciphertext by that many.
+        refresh: bootstrapping, if there is any.
+        floors: whether key switching rounds downwards, as OpenFHE's does, and not to the nearest.
         last: scale of plaintexts in products at level 0, which are not rescaled; 1.0 where there are none.
     """
 
     degree: int
     primes: tuple[int, ...]
-    special: int
+    specials: tuple[int, ...]
     scales: tuple[float, ...]
+    group: int = 1
+    refresh: Refresh | None = None
+    floors: bool = False
     last: float = 1.0
+
+    @property
+    def digits(self) -> int:
+        """Into how many parts key switching decomposes a ciphertext of all levels."""
+        return math.ceil(len(self.primes) / self.group)
+
+    @property
+    def top(self) -> int:
+        """The highest level on which a circuit computes: bootstrapping takes those above it."""
+        return len(self.primes) - 1 - (self.refresh.depth if self.refresh else 0)
 
     @property
     def slots(self) -> int:
@@ -60,11 +96,29 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Refreshed:
+    """A packed value that is bootstrapped.
+
+    Attributes:
+        value: of the packed program.
+        level: to which it is brought afterwards.
+        mask: float64 [slots], by which it is multiplied before.
+        doublings: afterwards.
+    """
+
+    value: int
+    level: int
+    mask: np.ndarray
+    doublings: int
+
+
+@dataclass(frozen=True)
 class LevelledOp:
     """One operation on ciphertexts.
 
     Attributes:
-        kind: as of packed operations, and `rescale`, `relinearise` and `mod_switch` (one prime less each).
+        kind: as of packed operations, and `relinearise`, `rescale` and `mod_switch` (one prime less each), and
+            `bootstrap`: slots become the mean of those that are a multiple of `Refresh.slots` apart.
         args, step: as of packed operations.
         plain: index of the plaintext vector; -1 with `mul_plain` stands for the number 1.
         plain_scale: at which it is encoded.
@@ -126,14 +180,25 @@ def _parts(kind: str, operands: Sequence[int]) -> int:
 class _Lowering:
     """Emits levelled operations, remembering what it made of each packed value."""
 
-    def __init__(self, packed: Packed, chain: Chain) -> None:
-        self.packed, self.chain = packed, chain
-        self.out = Levelled(chain, packed.plains)
+    def __init__(
+        self,
+        packed: Packed,
+        chain: Chain,
+        entry: int,
+        refreshed: Mapping[int, Sequence[Refreshed]],
+        most_keys: int,
+    ) -> None:
+        self.packed, self.chain, self.entry, self.refreshed = packed, chain, entry, refreshed
+        uses = Counter(op.step for op in packed.ops if op.kind == "rotate")
+        #: Step -> those that have keys, whose sum it is.
+        self.routes = rotations.routes(uses, chain.slots, most_keys) if most_keys else {}
+        self.out = Levelled(chain, list(packed.plains))
         self.layer = ""
         self.size: list[int] = []
         #: Whether a value is at rest: at its level's scale.
         self.rests: list[bool] = []
         self._rest: dict[int, int] = {}
+        self._turned: dict[tuple[int, int], int] = {}
         self._lowered: dict[tuple[int, int], int] = {}
 
     def emit(self, kind: str, args: tuple[int, ...], level: int, scale: float, **more: Any) -> int:
@@ -185,13 +250,12 @@ class _Lowering:
 
     def run(self) -> Levelled:
         values: list[int] = []
-        top = len(self.chain.primes) - 1
         latest = self.packed.latest()
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
             args = [values[a] for a in op.args]
             if op.kind == "input":
-                made = self.emit("input", (), top, self.chain.scales[top])
+                made = self.emit("input", (), self.entry, self.chain.scales[self.entry])
             elif op.kind in ("add", "sub"):
                 x, y = self.together(*args)
                 made = self.emit(op.kind, (x, y), self.out.ops[x].level, self.out.ops[x].scale)
@@ -201,14 +265,44 @@ class _Lowering:
                 made = self.emit("mul", (x, y), level, self.chain.scales[level] ** 2)
             elif op.kind == "rotate":
                 x = self.rest(args[0])
-                x = self.down(x, min(self.out.ops[x].level, top - latest[index]))
-                made = self.emit("rotate", (x,), self.out.ops[x].level, self.out.ops[x].scale, step=op.step)
+                if not self.refreshed:  # fewer primes, less time
+                    x = self.down(x, min(self.out.ops[x].level, self.entry - latest[index]))
+                made = self.rotated(x, op.step)
             else:
                 made = self._with_plain(op.kind, self.rest(args[0]), op.plain)
             values.append(made)
             self.out.origin[index] = made
+            for each in self.refreshed.get(index, ()):
+                values[each.value] = self.refresh(values[each.value], each)
         self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
         return self.out
+
+    def rotated(self, x: int, step: int) -> int:
+        """x rotated, in as many steps as there are keys for."""
+        op = self.out.ops[x]
+        for part in self.routes.get(step, (step,)):
+            if (x, part) not in self._turned:
+                self._turned[x, part] = self.emit("rotate", (x,), op.level, op.scale, step=part)
+            x = self._turned[x, part]
+        return x
+
+    def refresh(self, x: int, each: Refreshed) -> int:
+        """x, masked and bootstrapped, at rest on the level that is wanted."""
+        x, chain = self.rest(x), self.chain
+        self.layer = self.out.ops[x].layer
+        while self.out.ops[x].level > 2:
+            x = self.emit("mod_switch", (x,), self.out.ops[x].level - 1, self.out.ops[x].scale)
+        scale, level = self.out.ops[x].scale, self.out.ops[x].level
+        nominal = chain.scales[chain.top]
+        factor = nominal * chain.primes[level] / scale
+        self.out.plains.append(each.mask)
+        plain = len(self.out.plains) - 1
+        x = self.emit("mul_plain", (x,), level, scale * factor, plain=plain, plain_scale=factor)
+        x = self.emit("rescale", (x,), level - 1, nominal)
+        x = self.emit("bootstrap", (x,), chain.top, nominal)
+        for _ in range(each.doublings):
+            x = self.emit("add", (x, x), chain.top, nominal)
+        return self.down(x, each.level)
 
     def _with_plain(self, kind: str, x: int, plain: int) -> int:
         op = self.out.ops[x]
@@ -217,9 +311,22 @@ class _Lowering:
         return self.emit(kind, (x,), op.level, scale, plain=plain, plain_scale=factor)
 
 
-def lower(packed: Packed, chain: Chain) -> Levelled:
-    """The levelled program. The chain must be as deep as the program: see `parameters.plan`."""
-    return _Lowering(packed, chain).run()
+def lower(
+    packed: Packed,
+    chain: Chain,
+    entry: int | None = None,
+    refreshed: Mapping[int, Sequence[Refreshed]] | None = None,
+    most_keys: int = 0,
+) -> Levelled:
+    """The levelled program. The chain must be as deep as the program: see `parameters.plan`.
+
+    Args:
+        entry: level of the inputs; the highest if not given.
+        refreshed: operation -> what is bootstrapped after it.
+        most_keys: how many rotations may have keys; 0 is any number.
+    """
+    entry = len(chain.primes) - 1 if entry is None else entry
+    return _Lowering(packed, chain, entry, refreshed or {}, most_keys).run()
 
 
 def check(program: Levelled) -> None:
@@ -243,6 +350,8 @@ def _broken(op: LevelledOp, operands: Sequence[LevelledOp], size: int, chain: Ch
     if op.kind == "input":
         return None
     x = operands[0]
+    if op.kind == "bootstrap":
+        return _refused(op, x, size, chain)
     drops = op.kind in ("rescale", "mod_switch")
     if any(o.level != op.level + drops for o in operands):
         return f"its operands are on levels {[o.level for o in operands]}"
@@ -259,4 +368,15 @@ def _broken(op: LevelledOp, operands: Sequence[LevelledOp], size: int, chain: Ch
         return f"its scale is {op.scale!r}, and not {expected!r}"
     if op.kind == "add_plain" and op.plain_scale != x.scale:
         return f"its plaintext has scale {op.plain_scale!r}, and the operand {x.scale!r}"
+    return None
+
+
+def _refused(op: LevelledOp, x: LevelledOp, size: int, chain: Chain) -> str | None:
+    """What is wrong with a bootstrap of x."""
+    if chain.refresh is None:
+        return "the chain has no levels for it"
+    if (x.level, op.level, size) != (1, chain.top, 2):
+        return f"it takes level {x.level} to {op.level}, and {size} parts; it is from 1 to {chain.top}, of 2"
+    if not x.scale == op.scale == chain.scales[chain.top]:
+        return f"it takes scale {x.scale!r} to {op.scale!r}; both are {chain.scales[chain.top]!r}"
     return None

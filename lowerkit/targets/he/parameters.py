@@ -15,25 +15,42 @@ from typing import Any
 
 import numpy as np
 
-from lowerkit.errors import UnsupportedError
-from lowerkit.targets.he import levelled, security, simulator
-from lowerkit.targets.he.levelled import Chain, Levelled
+from lowerkit.errors import PlanError, UnsupportedError
+from lowerkit.targets.he import bootstrapping, levelled, security, simulator
+from lowerkit.targets.he.bootstrapping import MOST_DIGITS
+from lowerkit.targets.he.chains import (
+    LONGEST,
+    MARGIN,
+    SPECIAL,
+    chain_of,
+    openfhe_chain,
+    possible_digits,
+    refreshed_chain,
+)
+from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packed import Packed, magnitudes
 from lowerkit.targets.he.packing.network import least_depth, pack
 from lowerkit.targets.he.packing.ways import Network
-from lowerkit.targets.he.primes import nearest
 from lowerkit.targets.he.program import Program
 
-#: Rings that SEAL knows and that hold more than a product.
-DEGREES = (4096, 8192, 16384, 32768)
-#: Longest prime, in bits, and the longest and shortest scale.
-LONGEST, MOST_SCALE, LEAST_SCALE = 60, 45, 24
+#: Rings of each library that hold more than a product.
+DEGREES: Mapping[str, tuple[int, ...]] = {
+    "seal": (4096, 8192, 16384, 32768),
+    "openfhe": (8192, 16384, 32768, 65536),
+}
+#: The longest and shortest scale, in bits.
+MOST_SCALE, LEAST_SCALE = 45, 24
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
-#: Bits that the prime of key switching has beyond the first, where they are to be had: its noise is less by as much.
-SPECIAL = 4
+#: Scale, and bits of the first prime beyond it, where there is bootstrapping: its noise is of a constant size, which is
+#: the less as part of a number the larger the scale.
+REFRESHED = {"scale": 57, "head": 3}
+#: Numbers that bootstrapping may keep, by time: about the fewest first.
+SLOTS = (16, 64, 256, 1024, 4096, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
+#: Bounds beyond this are not followed any further.
+ABSURD = 1e100
 #: Simulated noise is normal; this many times the largest that was seen on a few samples is not met in practice.
 SAFETY = 4.0
 
@@ -65,11 +82,15 @@ def plan(
     Raises UnsupportedError where there is none, with what each ring lacks.
     """
     lacks = []
-    for degree in (options["ring"],) if options["ring"] else DEGREES:
+    degrees = (options["ring"],) if options["ring"] else DEGREES[options["backend"]]
+    ways = [] if options["refresh"] else [(_in_ring, degree) for degree in degrees]
+    if options["backend"] == "openfhe":
+        ways.append((_with_bootstrapping, degrees[-1]))
+    for way, degree in ways:
         try:
-            return _in_ring(program, samples, ranges, {**options, "ring": degree})
+            return way(program, samples, ranges, {**options, "ring": degree})
         except UnsupportedError as error:
-            if options["ring"]:
+            if len(ways) == 1:
                 raise
             lacks.append(f"{degree}: " + error.reason.removeprefix("target 'he': "))
     raise UnsupportedError(
@@ -78,17 +99,32 @@ def plan(
     )
 
 
-def build(program: Program, options: Mapping[str, Any]) -> Planned:
-    """The programs for options as `plan` completes them.
+def build(program: Program, options: Mapping[str, Any], network: Network | None = None) -> Planned:
+    """The programs for options as `plan` completes them; of a `network` that is packed already if it is given.
 
     Raises UnsupportedError for parameters that are not secure.
     """
-    network = pack(program, options["ring"] // 2, options["packing"])
-    chain = chain_of(network.program, options["ring"], options["scale"], options["head"])
+    network = network or _packed(program, options)
+    packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
+    if options["bootstraps"]:
+        refresh = bootstrapping.refresh_of(degree, options["refresh"])
+        chain = refreshed_chain(degree, bits, head, options["levels"], options["digits"], refresh)
+    elif options["backend"] == "openfhe":
+        chain = openfhe_chain(packed, degree, bits, head, options["digits"])
+    else:
+        chain = chain_of(packed, degree, bits, head)
     if not options["insecure_for_testing"]:
-        security.check(chain.degree, (*chain.primes, chain.special))
-    lowered = levelled.lower(network.program, chain)
-    levelled.check(lowered)
+        security.check(chain.degree, (*chain.primes, *chain.specials))
+    if options["bootstraps"]:
+        lowered = bootstrapping.lower(network, chain, options)
+    else:
+        lowered = levelled.lower(packed, chain, most_keys=options["max_rotation_keys"])
+    try:
+        levelled.check(lowered)
+    except ValueError as error:
+        if options["bootstraps"]:
+            raise PlanError(f"option bootstraps: {error}") from None
+        raise
     return Planned(program, network, lowered)
 
 
@@ -98,15 +134,69 @@ def _in_ring(
     ranges: Mapping[str, Range],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    _scale_bits(least_depth(program), 1, options)  # before the search for a packing, which takes longer
-    network = pack(program, options["ring"] // 2, options["packing"])
+    if options["backend"] == "seal":  # before the search for a packing, which takes longer
+        _scale_bits(least_depth(program), 1, options)
+    network = _packed(program, options)
     vectors = [vectors_of(network, sample) for sample in samples]
     reach = _reach(network, vectors, ranges)
-    chosen = {**options, **_bits(network.program, options, reach)}
-    noise = SAFETY * simulated_noise(network, build(program, chosen).levelled, vectors)
-    if noise > options["precision"]:
+    if options["backend"] == "seal":
+        return _precise({**options, **_bits(network.program, options, reach)}, program, network, vectors)
+    lack = UnsupportedError("target 'he': OpenFHE cannot divide the primes into so many digits")
+    # The more digits of key switching, the more bits are left for scales, and the larger the keys.
+    for digits in [options["digits"]] if options["digits"] else range(1, MOST_DIGITS + 1):
+        try:
+            chosen = {**options, "digits": digits}
+            bits = _bits(network.program, chosen, reach)
+            return _precise({**chosen, **bits}, program, network, vectors)
+        except UnsupportedError as error:
+            lack = error
+    raise lack
+
+
+def _with_bootstrapping(
+    program: Program,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    ranges: Mapping[str, Range],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """With as few bootstraps as possible, of as few numbers as possible, and then as small keys as possible."""
+    degree = options["ring"]
+    base = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
+    available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
+    lack = UnsupportedError(
+        f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
+        "where it could be",
+        hint="use polynomials of a lower degree",
+    )
+    for slots in (options["refresh"],) if options["refresh"] else SLOTS:
+        chosen = {**base, "refresh": slots}
+        try:
+            network = _packed(program, chosen)
+        except UnsupportedError as error:
+            lack = error
+            continue
+        vectors = [vectors_of(network, sample) for sample in samples]
+        if found := bootstrapping.placed(network, vectors, chosen, available):
+            return _precise({**chosen, **found}, program, network, vectors)
+    raise lack
+
+
+def _packed(program: Program, options: Mapping[str, Any]) -> Network:
+    slots = options["ring"] // 2
+    if not options["refresh"]:
+        return pack(program, slots, options["packing"])
+    few = pack(program, min(options["refresh"], slots), options["packing"])
+    return bootstrapping.widened(few, slots)
+
+
+def _precise(
+    chosen: dict[str, Any], program: Program, network: Network, vectors: Sequence[Sequence[np.ndarray]]
+) -> dict[str, Any]:
+    """The options, if their noise is small enough. Raises UnsupportedError."""
+    noise = SAFETY * simulated_noise(network, build(program, chosen, network).levelled, vectors)
+    if not noise <= chosen["precision"]:
         raise UnsupportedError(
-            f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {options['precision']:.2g}"
+            f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {chosen['precision']:.2g}"
         )
     return chosen
 
@@ -128,7 +218,10 @@ def _scale_bits(depth: int, head: int, options: Mapping[str, Any]) -> int:
     available = security.MOST_BITS[degree] - 1
     if options["insecure_for_testing"]:
         available = LONGEST * (depth + 2)
-    fitting = (available - 2 * head - SPECIAL) // (depth + 2)
+    if options["backend"] == "openfhe":
+        fitting = _openfhe_bits(depth + 1, head, available, options["digits"])
+    else:
+        fitting = (available - 2 * head - SPECIAL) // (depth + 2)
     bits = options["scale"] or min(fitting, MOST_SCALE, LONGEST - 1 - head)
     if bits < LEAST_SCALE:
         raise UnsupportedError(
@@ -136,6 +229,19 @@ def _scale_bits(depth: int, head: int, options: Mapping[str, Any]) -> int:
             f"the ring of degree {degree}, and at least {LEAST_SCALE} are needed"
         )
     return int(bits)
+
+
+def _openfhe_bits(count: int, head: int, available: int, digits: int) -> int:
+    """The longest scale that leaves room for the special primes, which have to hold the longest digit."""
+    best = 0
+    if digits not in possible_digits(count):
+        return best
+    for specials in range(1, available // LONGEST + 1):
+        # Primes may be a little longer than the scale.
+        scale = (available - specials * LONGEST - head) // count - 1
+        longest = (specials * LONGEST - MARGIN - head) // math.ceil(count / digits) - 1
+        best = max(best, min(scale, longest))
+    return best
 
 
 def vectors_of(network: Network, sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -162,7 +268,7 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
     )
     found: list[np.ndarray] = []
     for op in program.ops:
-        operands = [found[a] for a in op.args]
+        operands = [np.minimum(found[a], ABSURD) for a in op.args]  # whose squares are no overflow
         if op.kind == "input":
             made = next(given)
         elif op.kind in ("mul", "mul_plain"):
@@ -174,22 +280,6 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
             made = operands[0] + (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         found.append(made)
     return [float(x.max()) for x in found]
-
-
-def chain_of(packed: Packed, degree: int, bits: int, head: int) -> Chain:
-    """The chain for a packed program, with scales of `bits` and `head` more bits in the first prime."""
-    depths = packed.depths()
-    depth = max(depths[i] for i in packed.outputs)
-    squared = {depths[i] for i, op in enumerate(packed.ops) if op.kind == "mul"}
-    scales, primes = [2.0**bits], list[int]()
-    for level in range(depth, 0, -1):
-        primes.insert(0, nearest(scales[0], degree, primes))
-        exact = scales[0] ** 2 / primes[0]
-        scales.insert(0, exact if depth - level + 1 in squared else 2.0**bits)
-    # Just below the power of two, so that the bits of all primes add up.
-    first = nearest(2.0 ** (bits + head) * 0.99, degree, primes)
-    special = nearest(2.0 ** min(bits + head + SPECIAL, LONGEST) * 0.99, degree, [*primes, first])
-    return Chain(degree, (first, *primes), special, tuple(scales))
 
 
 def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Sequence[np.ndarray]]) -> float:

@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from lowerkit.targets.base import CostTable
 from lowerkit.targets.he import cost
-from lowerkit.targets.he.levelled import Levelled, LevelledOp
+from lowerkit.targets.he.levelled import Chain, Levelled, LevelledOp
 from lowerkit.targets.he.sizes import sizes
 
 
-def table(program: Levelled) -> CostTable:
-    """Levels, operations and the estimated share of the time, by layer and of the whole."""
-    layers: dict[str, list[LevelledOp]] = {}
-    for op in program.ops:
+def table(program: Levelled, measured: Sequence[float] | None = None) -> CostTable:
+    """Levels, operations, and shares of the time, estimated and measured, by layer and of the whole.
+
+    Args:
+        measured: seconds of each operation in an encrypted run, if there was one.
+    """
+    layers: dict[str, list[int]] = {}
+    for i, op in enumerate(program.ops):
         if op.kind != "input":
-            layers.setdefault(op.layer, []).append(op)
-    whole = sum(_seconds(op, program.chain.degree) for op in program.ops)
-    rows = [_row(name, ops, program, whole) for name, ops in layers.items()]
-    rows.append(_row("all", program.ops, program, whole))
+            layers.setdefault(op.layer, []).append(i)
+    estimated = [_seconds(op, program.chain) for op in program.ops]
+    shares = [_per_mille(estimated), *([_per_mille(measured)] if measured else [])]
+    rows = [_row(name, places, program, shares) for name, places in layers.items()]
+    rows.append(_row("all", range(len(program.ops)), program, shares))
     size = sizes(program)
+    spent = f", measured {sum(measured):.3g} s" if measured else ""
     return CostTable(
-        f"operations counted; time estimated from measured operations, in all about {whole:.3g} s on one core; "
-        f"ring of degree {program.chain.degree}; evaluation keys {_megabytes(size.keys)} "
+        f"operations counted; time estimated from measured operations, in all about {sum(estimated):.3g} s on one "
+        f"core{spent}; ring of degree {program.chain.degree}; evaluation keys {_megabytes(size.keys)} "
         f"({len(program.steps())} rotations), query {_megabytes(size.query)}, answer {_megabytes(size.answer)}, "
         f"memory of the server {_megabytes(size.server)}",
-        ("layer", "levels", "rotations", "ct-ct products", "ct-pt products", "rescales", "time, per mille"),
+        (
+            "layer",
+            "levels",
+            "rotations",
+            "ct-ct products",
+            "ct-pt products",
+            "rescales",
+            *(["bootstraps"] if program.chain.refresh else []),
+            "time, per mille",
+            *(["measured"] if measured else []),
+        ),
         tuple(rows),
     )
+
+
+def _per_mille(seconds: Sequence[float]) -> list[float]:
+    return [1000 * s / sum(seconds) for s in seconds]
 
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.3g} MB"
 
 
-def _seconds(op: LevelledOp, degree: int) -> float:
+def _seconds(op: LevelledOp, chain: Chain) -> float:
+    if op.kind == "bootstrap" and chain.refresh:
+        return cost.bootstrap_seconds(chain.degree, chain.refresh.slots)
     before = op.level + (op.kind in ("rescale", "mod_switch"))
-    return cost.seconds(op.kind, before + 1, degree)
+    return cost.seconds(op.kind, before + 1, chain.degree)
 
 
-def _row(name: str, ops: Iterable[LevelledOp], program: Levelled, whole: float) -> tuple[str | int, ...]:
-    ops = list(ops)
-    count = {kind: sum(op.kind == kind for op in ops) for kind in ("rotate", "mul", "mul_plain", "rescale")}
+def _row(
+    name: str, places: Sequence[int], program: Levelled, shares: Sequence[Sequence[float]]
+) -> tuple[str | int, ...]:
+    ops = [program.ops[i] for i in places]
+    kinds = ["rotate", "mul", "mul_plain", "rescale", *(["bootstrap"] if program.chain.refresh else [])]
+    counts = [sum(op.kind == kind for op in ops) for kind in kinds]
     above = max(max((program.ops[a].level for a in op.args), default=op.level) for op in ops)
-    share = round(1000 * sum(_seconds(op, program.chain.degree) for op in ops) / whole)
-    return (name, above - min(op.level for op in ops), *count.values(), share)
+    parts = [round(sum(share[i] for i in places)) for share in shares]
+    return (name, above - min(op.level for op in ops), *counts, *parts)

@@ -5,6 +5,9 @@ Lopez, Song and Yhee, Security Guidelines for Implementing Homomorphic Encryptio
 1(4), 2024 (eprint 2024/463), table 5.2: classical attacks, uniform ternary secret, errors of standard deviation 3.19.
 It is stricter everywhere than the HomomorphicEncryption.org standard of 2018 (27, 54, 109, 218, 438 and 881 bits up
 to N = 32768), which libraries check.
+
+All primes count: those of the levels, bootstrapping's among them, and those of key switching. Secrets are uniform
+ternary with both libraries, with bootstrapping too; sparse ones would need a table of their own, and none is used.
 """
 
 from __future__ import annotations

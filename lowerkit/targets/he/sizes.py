@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lowerkit.targets.he.levelled import Levelled
@@ -35,8 +36,8 @@ def sizes(program: Levelled) -> Sizes:
     chain = program.chain
     residues = 8 * chain.degree
     levels = len(chain.primes)
-    # One pair of polynomials over all primes for each digit of the decomposition, which is by primes.
-    key = 2 * levels * (levels + 1) * residues
+    # One pair of polynomials over all primes for each digit of the decomposition.
+    key = 2 * chain.digits * (levels + len(chain.specials)) * residues
     relinearised = any(op.kind == "mul" for op in program.ops)
     held = [2 * (op.level + 1) * residues for op in program.ops]
     last = {a: i for i, op in enumerate(program.ops) for a in op.args}
@@ -47,10 +48,20 @@ def sizes(program: Levelled) -> Sizes:
         now += held[i]
         most = max(most, now)
         now -= sum(held[a] for a in set(op.args) if last[a] == i and program.ops[a].kind != "input")
+    rotations = len(program.steps())
+    transforms = 0
+    if chain.refresh is not None:
+        # Each transform of `budget` levels has matrices of about 2 slots^(1/budget) diagonals, encoded beside the
+        # keys, of which baby and giant steps need the root; its sums over copies need one key for each doubling.
+        slots, budget = chain.refresh.slots, chain.refresh.budget[0]
+        diagonals = 2 * slots ** (1 / budget)
+        rotations += round(4 * budget * math.sqrt(diagonals)) + (chain.slots // slots).bit_length() + 1
+        transforms = round(2 * budget * diagonals) * (levels + len(chain.specials)) * residues
     return Sizes(
-        keys=key * (len(program.steps()) + relinearised),
+        keys=key * (rotations + (relinearised or chain.refresh is not None)),
         query=sum(h for h, op in zip(held, program.ops, strict=True) if op.kind == "input"),
         answer=sum(held[i] for i in program.outputs),
-        plains=sum((op.level + 1) * residues for op in program.ops if op.kind in ("add_plain", "mul_plain")),
+        plains=transforms
+        + sum((op.level + 1) * residues for op in program.ops if op.kind in ("add_plain", "mul_plain")),
         values=most,
     )

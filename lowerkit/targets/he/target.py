@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +15,13 @@ import onnx_ir as ir
 from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.he import artifact, parameters, reading, report, simulator
-from lowerkit.targets.he.levelled import Levelled
+from lowerkit.targets.he.chains import LONGEST
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
-from lowerkit.targets.he.program import Polynomial
+from lowerkit.targets.he.program import Polynomial, Program
 from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
+from lowerkit.targets.he.worker import Worker
 
 #: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator. The
 #: last three are what is left of softmax, of divisions by encrypted numbers and of layer norms.
@@ -40,6 +43,8 @@ INVERSES: Mapping[str, str] = {
     "reciprocal": "interval-poly:degree=31",
     "rsqrt": "interval-poly:degree=15",
 }
+#: With fewer rotation keys every rotation becomes many.
+FEWEST_KEYS = 2
 
 
 class HeTarget(Target):
@@ -57,6 +62,8 @@ class HeTarget(Target):
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
     options: ClassVar[Mapping[str, Any]] = {
+        "backend": "seal",
+        "openfhe_python": "",
         "ring": 0,
         "scale": 0,
         "head": 0,
@@ -65,6 +72,11 @@ class HeTarget(Target):
         "margin": 1.5,
         "ranges": {},
         "max_memory": 0,
+        "max_rotation_keys": 0,
+        "digits": 0,
+        "refresh": 0,
+        "levels": 0,
+        "bootstraps": {},
         "insecure_for_testing": False,
     }
 
@@ -86,9 +98,7 @@ class HeTarget(Target):
         merged["ranges"] = {**seen, **merged["ranges"]}
         program = reading.read(model)
         completed = parameters.plan(program, samples, merged["ranges"], merged)
-        if merged["max_memory"]:
-            _check_memory(parameters.build(program, completed).levelled, merged["max_memory"])
-        return completed
+        return _within_memory(program, completed) if merged["max_memory"] else completed
 
     def planned(self, model: ir.Model, options: Mapping[str, Any]) -> Planned:
         """The packed and the levelled program of a lowered graph, for complete options."""
@@ -103,17 +113,13 @@ class HeTarget(Target):
     ) -> Mapping[str, Any]:
         """Write `client/` and `server/`."""
         merged = _checked(options)
-        artifact.write(
-            model,
-            self.planned(model, merged),
-            merged["ranges"],
-            directory,
-            insecure=merged["insecure_for_testing"],
-        )
+        artifact.write(model, self.planned(model, merged), merged, directory)
         return merged
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """Client and server with fresh keys: every run encrypts, evaluates and decrypts."""
+        if _checked(options)["backend"] == "openfhe" and find_spec("openfhe") is None:
+            return Worker(directory, options.get("openfhe_python", ""))
         return _Both(directory)
 
     def costs(self, directory: Path) -> tuple[CostTable, ...]:
@@ -121,7 +127,8 @@ class HeTarget(Target):
         from lowerkit.artifact import Artifact
 
         loaded = Artifact.load(directory)
-        return (report.table(self.planned(loaded.model(), loaded.plan.options).levelled),)
+        lowered = self.planned(loaded.model(), loaded.plan.options).levelled
+        return (report.table(lowered, _MEASURED.get(_circuit(directory))),)
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """The simulator, with noise as of encryption, which sees intermediate values too."""
@@ -138,6 +145,15 @@ class HeTarget(Target):
             return {n: x[places[n]].reshape(shapes[n]).astype(np.float32) for n, x in values.items()}
 
         return run
+
+
+#: Circuit -> seconds of each operation, in the fastest encrypted run of this process.
+_MEASURED: dict[str, list[float]] = {}
+
+
+def _circuit(directory: Path) -> str:
+    found: str = json.loads((directory / "server" / "server.json").read_text())["circuit"]
+    return found
 
 
 class _Both:
@@ -164,9 +180,13 @@ class _Both:
                 str(error), hint="compile with calibration data like it, or more margin"
             ) from None
         try:
-            return self.client.decrypt(self.server.evaluate(query))
+            answer = self.server.evaluate(query)
+            found = self.client.decrypt(answer)
         except RunError as error:
             raise ArtifactError(str(error)) from None
+        known = _MEASURED.setdefault(self.server.circuit, self.server.seconds)
+        _MEASURED[self.server.circuit] = min(known, self.server.seconds, key=sum)
+        return found
 
 
 def _check_intervals(planned: Planned, found: Sequence[np.ndarray]) -> None:
@@ -196,28 +216,51 @@ def _widened(arrays: Sequence[np.ndarray], margin: float) -> Range:
     return ((low + high) / 2 - half, (low + high) / 2 + half)
 
 
-def _check_memory(program: Levelled, most: float) -> None:
-    """Raises UnsupportedError where the server would hold more than `most` GiB."""
-    needed = sizes(program).server / 2**30
-    if needed > most:
-        raise UnsupportedError(
-            f"target 'he': the server would hold {needed:.3g} GiB, and the option max_memory is {most:g}",
-            hint="give it more, or compile for a smaller --shape or another packing",
-        )
+def _within_memory(program: Program, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with fewer rotation keys if the server's memory needs it.
+
+    Raises UnsupportedError where the server would hold more than the option max_memory with any number.
+    """
+    lowered = parameters.build(program, options).levelled
+    keys = len(lowered.steps())
+    while (needed := sizes(lowered).server / 2**30) > options["max_memory"]:
+        keys //= 2
+        if options["max_rotation_keys"] or keys < FEWEST_KEYS:
+            raise UnsupportedError(
+                f"target 'he': the server would hold {needed:.3g} GiB, and the option max_memory is "
+                f"{options['max_memory']:g}",
+                hint="give it more, or compile for a smaller --shape or another packing",
+            )
+        fewer = {**options, "max_rotation_keys": keys}
+        lowered = parameters.build(program, fewer).levelled
+        if sizes(lowered).server / 2**30 <= options["max_memory"]:
+            return fewer
+    return options
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """All options. Raises PlanError for one that cannot be."""
     merged = HeTarget.merged(options)
-    if merged["ring"] not in (0, *parameters.DEGREES):
-        degrees = ", ".join(map(str, parameters.DEGREES))
+    if merged["backend"] not in parameters.DEGREES:
+        raise PlanError(
+            f"option backend must be one of {', '.join(parameters.DEGREES)}, not {merged['backend']!r}"
+        )
+    known = parameters.DEGREES[merged["backend"]]
+    if merged["insecure_for_testing"]:
+        known = (2048, *known) if 4096 in known else (2048, 4096, *known)
+    if merged["ring"] not in (0, *known):
+        degrees = ", ".join(map(str, known))
         raise PlanError(
             f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
         )
-    for key in ("scale", "head"):
-        value, longest = merged[key], parameters.LONGEST - 1
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= longest:
-            raise PlanError(f"option {key} must be a number of bits up to {longest}, or 0, not {value!r}")
+    longest = LONGEST - 1
+    limits = {"scale": longest, "head": longest, "digits": 64, "levels": 64, "max_rotation_keys": 1 << 15}
+    for key, largest in limits.items():
+        value = merged[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+            raise PlanError(f"option {key} must be a whole number up to {largest}, or 0, not {value!r}")
+    if merged["refresh"] not in (0, *parameters.SLOTS):
+        raise PlanError(f"option refresh must be 0 or one of {parameters.SLOTS}, not {merged['refresh']!r}")
     for key, least, most in (("precision", 0.0, 1e6), ("margin", 1.0, 100.0), ("max_memory", 0.0, 1e6)):
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import secrets
 import socket
 import sys
@@ -23,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from .files import ANSWER, EVALUATION, QUERY, SECRET, Parcel, RunError, read, unpack, write
-from .scheme import Parameters, Scheme, checked_level, dumped
+from .files import ANSWER, EVALUATION, QUERY, SECRET, Parcel, RunError, described, read, unpack, write
+from .scheme import Parameters, checked_place, keys_of, opened
 
 DESCRIPTION, LAYOUTS = "client.json", "layouts.npz"
 SECRET_FILE, EVALUATION_FILE = "secret.key", "evaluation.keys"
@@ -34,31 +33,31 @@ class Client:
     """Keys and ciphertexts for one circuit; `directory` is an artifact's `client`."""
 
     def __init__(self, directory: Path) -> None:
-        self.description: dict[str, Any] = json.loads(read(directory / DESCRIPTION))
-        self.circuit: str = self.description["circuit"]
-        self.scheme = Scheme(Parameters.read(self.description["parameters"]))
+        self.description, self.circuit = described(directory / DESCRIPTION, directory / LAYOUTS)
+        self.scheme = opened(Parameters.read(self.description["parameters"]))
+        self.keys = keys_of(self.scheme)
         with np.load(directory / LAYOUTS, allow_pickle=False) as stored:
             self.layouts = {name: stored[name] for name in stored.files}
-        self.secret: Any = None
         self.key = ""
 
     def generate(self) -> tuple[bytes, bytes]:
         """A new secret key, which this client takes, and its evaluation keys, as files' bytes."""
-        generator = self.scheme.seal.KeyGenerator(self.scheme.context)
-        self.secret, self.key = generator.secret_key(), secrets.token_hex(16)
-        relinearisation, rotation = self.scheme.seal.RelinKeys(), self.scheme.seal.GaloisKeys()
-        generator.create_relin_keys(relinearisation)
-        generator.create_galois_keys(self.description["rotations"], rotation)
-        public = (dumped(relinearisation), dumped(rotation))
+        secret, public = self.parcels()
+        return secret.pack(), public.pack()
+
+    def parcels(self) -> tuple[Parcel, Parcel]:
+        """The same as what is in the files."""
+        secret, public = self.keys.generate(self.description["rotations"])
+        self.key = secrets.token_hex(16)
         return (
-            Parcel(SECRET, self.circuit, self.key, (dumped(self.secret),)).pack(),
-            Parcel(EVALUATION, self.circuit, self.key, public).pack(),
+            Parcel(SECRET, self.circuit, self.key, secret),
+            Parcel(EVALUATION, self.circuit, self.key, public),
         )
 
     def take(self, data: bytes, source: str = "the secret key") -> None:
         """Use the secret key of a file. Raises RunError."""
         parcel = unpack(data, SECRET, self.circuit, source=source)
-        self.secret = self.scheme.loaded(self.scheme.context.from_secret_str, parcel.parts[0], source)
+        self.keys.take(parcel.parts, source)
         self.key = parcel.key
 
     def encrypt(self, inputs: Mapping[str, np.ndarray]) -> bytes:
@@ -68,14 +67,12 @@ class Client:
         was made: beyond it polynomials are wrong and numbers may overflow, and the server could not tell.
         """
         given = {port["name"]: _checked(port, inputs) for port in self.description["inputs"]}
-        scheme = self.scheme
-        encryptor = scheme.seal.Encryptor(scheme.context, self.secret)
         parts = []
         for vector in self.description["vectors"]:
             index = self.layouts[vector["layout"]][vector["row"]]
             numbers = np.append(given[vector["input"]].ravel(), 0.0)[index]
-            plain = scheme.encode(numbers, vector["level"], vector["scale"])
-            parts.append(dumped(encryptor.encrypt_symmetric(plain)))
+            ciphertext = self.keys.encrypt(numbers, vector["level"], vector["scale"])
+            parts.append(self.scheme.dumped(ciphertext))
         return Parcel(QUERY, self.circuit, self.key, tuple(parts)).pack()
 
     def decrypt(self, data: bytes, source: str = "the answer") -> dict[str, np.ndarray]:
@@ -84,13 +81,11 @@ class Client:
         outputs = self.description["outputs"]
         if len(parcel.parts) != len(outputs):
             raise RunError(f"{source} holds {len(parcel.parts)} ciphertexts, and {len(outputs)} are wanted")
-        decryptor = self.scheme.seal.Decryptor(self.scheme.context, self.secret)
         found = {}
         for port, part in zip(outputs, parcel.parts, strict=True):
-            ciphertext = self.scheme.loaded(self.scheme.context.from_cipher_str, part, source)
-            checked_level(self.scheme, ciphertext, port["level"], port["scale"], source)
-            slots = np.asarray(self.scheme.encoder.decode(decryptor.decrypt(ciphertext)))
-            numbers = slots[self.layouts[port["layout"]]]
+            ciphertext = self.scheme.loaded(part, source)
+            checked_place(self.scheme, ciphertext, port["level"], port["scale"], source)
+            numbers = self.keys.decrypt(ciphertext)[self.layouts[port["layout"]]]
             found[port["name"]] = numbers.reshape(port["shape"]).astype(port["dtype"])
         return found
 
@@ -149,9 +144,9 @@ def _keygen(client: Client, given: argparse.Namespace) -> None:
         raise RunError(f"cannot make {given.keys}: {error.strerror or error}") from None
     if (given.keys / SECRET_FILE).exists():
         raise RunError(f"{given.keys / SECRET_FILE} exists already; choose another folder")
-    secret, public = client.generate()
-    write(given.keys / SECRET_FILE, secret, private=True)
-    write(given.keys / EVALUATION_FILE, public)
+    secret, public = client.parcels()
+    secret.save(given.keys / SECRET_FILE, private=True)
+    public.save(given.keys / EVALUATION_FILE)
 
 
 def _encrypt(client: Client, given: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ KINDS = (
     "relinearise",
     "rescale",
     "mod_switch",
+    "bootstrap",
 )
 #: Numbers of the columns of a stored circuit's operations.
 KIND, FIRST, SECOND, STEP, PLAIN, LEVEL = range(6)
@@ -38,10 +40,15 @@ class Engine(Protocol):
     def mul(self, x: Any, y: Any, scale: float) -> Any: ...
     def add_plain(self, x: Any, plain: Any) -> Any: ...
     def mul_plain(self, x: Any, plain: Any, scale: float) -> Any: ...
-    def rotate(self, x: Any, step: int) -> Any: ...
+    def decomposed(self, x: Any) -> Any:
+        """What rotations of x have in common, if the library can use it (hoisting)."""
+        ...
+
+    def rotate(self, x: Any, step: int, decomposed: Any = None) -> Any: ...
     def relinearise(self, x: Any) -> Any: ...
     def rescale(self, x: Any, scale: float) -> Any: ...
     def mod_switch(self, x: Any) -> Any: ...
+    def bootstrap(self, x: Any, scale: float) -> Any: ...
 
 
 class Circuit:
@@ -62,6 +69,10 @@ class Circuit:
         self.outputs, self.engine = list(outputs), engine
         self.plains = [self._encoded(i, plains) for i in range(len(self.rows))]
         self._last = self._last_uses()
+        rotated = Counter(row[FIRST] for row in self.rows if KINDS[row[KIND]] == "rotate")
+        self._often = {value for value, times in rotated.items() if times > 1}
+        #: Of values in `_often`, while they are alive.
+        self._decomposed: dict[int, Any] = {}
         #: Of `_last`, those that a sum may overwrite: inputs are the caller's, and x + x reads what it writes.
         self._spent = {
             i: [v for v in dead if self.rows[v][KIND] != 0 and self.rows[i][FIRST] != self.rows[i][SECOND]]
@@ -102,12 +113,14 @@ class Circuit:
         """
         given = iter(inputs)
         values: dict[int, Any] = {}
+        self._decomposed.clear()
         for i in range(len(self.rows)):
             values[i] = next(given) if self.rows[i][KIND] == 0 else self._apply(i, values)
             if observe is not None:
                 observe(i, values[i])
             for dead in self._last.get(i, ()):
                 del values[dead]
+                self._decomposed.pop(dead, None)
             if progress is not None:
                 progress(i + 1, len(self.rows))
         return [values[i] for i in self.outputs]
@@ -126,7 +139,13 @@ class Circuit:
         if kind == "mul_plain":
             return engine.mul_plain(x, self.plains[i], scale)
         if kind == "rotate":
-            return engine.rotate(x, row[STEP])
-        if kind == "rescale":
-            return engine.rescale(x, scale)
+            return engine.rotate(x, row[STEP], self._shared(row[FIRST], x))
+        if kind in ("rescale", "bootstrap"):
+            return getattr(engine, kind)(x, scale)
         return getattr(engine, kind)(x)
+
+    def _shared(self, value: int, x: Any) -> Any:
+        """What all rotations of a value share, where there are several."""
+        if value in self._often and value not in self._decomposed:
+            self._decomposed[value] = self.engine.decomposed(x)
+        return self._decomposed.get(value)

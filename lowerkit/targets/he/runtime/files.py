@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,36 +42,45 @@ class Parcel:
     kind: str
     circuit: str
     key: str
-    parts: tuple[bytes, ...]
+    parts: tuple[bytes | memoryview, ...]
 
     def pack(self) -> bytes:
         """The file's bytes."""
-        digest = hashlib.sha256(b"".join(self.parts)).hexdigest()
+        return b"".join([self._head(), *self.parts])
+
+    def save(self, path: Path, *, private: bool = False) -> None:
+        """Write the file: as `write`, without one more copy of keys that may have gigabytes."""
+        write(path, self._head(), *self.parts, private=private)
+
+    def _head(self) -> bytes:
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(part)
         header = {
             "format": FORMAT,
             "kind": self.kind,
             "circuit": self.circuit,
             "key": self.key,
             "lengths": [len(part) for part in self.parts],
-            "sha256": digest,
+            "sha256": digest.hexdigest(),
         }
         text = json.dumps(header).encode()
-        return b"".join([MAGIC, struct.pack("<I", len(text)), text, *self.parts])
+        return MAGIC + struct.pack("<I", len(text)) + text
 
 
 def unpack(
-    data: bytes, kind: str, circuit: str, key: str | None = None, source: str = "the message"
+    data: bytes | memoryview, kind: str, circuit: str, key: str | None = None, source: str = "the message"
 ) -> Parcel:
     """The parcel in `data`, which must be of that kind, for that circuit and, if given, of that key.
 
     Raises RunError that says what does not fit.
     """
-    start = len(MAGIC) + 4
+    data, start = memoryview(data), len(MAGIC) + 4
     if data[: len(MAGIC)] != MAGIC or len(data) < start:
         raise RunError(f"{source} is no key or ciphertext file of lowerkit, or is cut off")
     (length,) = struct.unpack("<I", data[len(MAGIC) : start])
     try:
-        header: Any = json.loads(data[start : start + length]) if length <= _LONGEST_HEADER else None
+        header: Any = json.loads(bytes(data[start : start + length])) if length <= _LONGEST_HEADER else None
         found, of, number = header["kind"], header["circuit"], header["key"]
         version, lengths, digest = header["format"], header["lengths"], header["sha256"]
     except (ValueError, TypeError, KeyError):
@@ -93,11 +103,40 @@ def unpack(
     return Parcel(kind, of, number, tuple(_split(body, lengths)))
 
 
-def _split(body: bytes, lengths: Sequence[int]) -> list[bytes]:
+def _split(body: memoryview, lengths: Sequence[int]) -> list[memoryview]:
     ends = [0]
     for length in lengths:
         ends.append(ends[-1] + length)
     return [body[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def digest_of(description: Mapping[str, Any], arrays: bytes) -> str:
+    """SHA-256 of one side: of its description and its file of arrays."""
+    text = json.dumps(description, sort_keys=True).encode()
+    return hashlib.sha256(hashlib.sha256(text).digest() + arrays).hexdigest()
+
+
+def circuit_of(client: str, server: str) -> str:
+    """The circuit's SHA-256, of the digests of both sides."""
+    return hashlib.sha256(f"{client} {server}".encode()).hexdigest()
+
+
+def described(path: Path, arrays: Path) -> tuple[dict[str, Any], str]:
+    """A side's description, `client.json` or `server.json`, and the circuit's SHA-256.
+
+    Raises RunError where the description or the arrays beside it are not those for which the circuit was named: each
+    side has its own files and the other's digest.
+    """
+    try:
+        description: dict[str, Any] = json.loads(read(path))
+        circuit, digests = description.pop("circuit"), dict(description.pop("digests"))
+        digests[path.stem] = digest_of(description, read(arrays))
+        whole = circuit == circuit_of(digests["client"], digests["server"])
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged: it is no description of a circuit") from None
+    if not whole:
+        raise RunError(f"{path.name} or {arrays.name} was changed: they are not of circuit {circuit[:12]}")
+    return description, circuit
 
 
 def read(path: str | Path) -> bytes:
@@ -108,11 +147,21 @@ def read(path: str | Path) -> bytes:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def write(path: str | Path, data: bytes, *, private: bool = False) -> None:
+def mapped(path: str | Path) -> memoryview:
+    """All of a file, of which memory holds what is being read. Raises RunError."""
+    try:
+        with Path(path).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise RunError(f"cannot read {path}: {error}") from None
+
+
+def write(path: str | Path, *data: bytes | memoryview, private: bool = False) -> None:
     """Write a file; a `private` one that its owner alone may read. Raises RunError."""
     try:
         mode = 0o600 if private else 0o644
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-            file.write(data)
+            for part in data:
+                file.write(part)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None

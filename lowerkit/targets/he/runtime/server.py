@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
-import json
+import itertools
 import socket
 import socketserver
 import sys
@@ -21,68 +21,32 @@ from typing import Any
 import numpy as np
 
 from .execute import Circuit, Progress
-from .files import ANSWER, EVALUATION, QUERY, Parcel, RunError, read, unpack, write
-from .scheme import Parameters, Scheme, checked_level, dumped
+from .files import ANSWER, EVALUATION, QUERY, Parcel, RunError, described, mapped, read, unpack, write
+from .scheme import Parameters, checked_place, engine_of, opened
 
 DESCRIPTION, CIRCUIT = "server.json", "circuit.npz"
-
-
-class SealEngine:
-    """`execute.Engine` by SEAL."""
-
-    def __init__(self, scheme: Scheme, relinearisation: Any, rotation: Any) -> None:
-        self.scheme, self._relinearisation, self._rotation = scheme, relinearisation, rotation
-        self._evaluator: Any = scheme.seal.Evaluator(scheme.context)
-        self.encode = scheme.encode
-        self.add, self.sub = self._evaluator.add, self._evaluator.sub
-        self.add_plain, self.mod_switch = self._evaluator.add_plain, self._evaluator.mod_switch_to_next
-
-    def add_into(self, x: Any, y: Any) -> Any:
-        self._evaluator.add_inplace(x, y)
-        return x
-
-    def mul(self, x: Any, y: Any, scale: float) -> Any:
-        return _at(self._evaluator.square(x) if x is y else self._evaluator.multiply(x, y), scale)
-
-    def mul_plain(self, x: Any, plain: Any, scale: float) -> Any:
-        return _at(self._evaluator.multiply_plain(x, plain), scale)
-
-    def rotate(self, x: Any, step: int) -> Any:
-        return self._evaluator.rotate_vector(x, step, self._rotation)
-
-    def relinearise(self, x: Any) -> Any:
-        return self._evaluator.relinearize(x, self._relinearisation)
-
-    def rescale(self, x: Any, scale: float) -> Any:
-        return _at(self._evaluator.rescale_to_next(x), scale)
-
-
-def _at(ciphertext: Any, scale: float) -> Any:
-    """The ciphertext with the planned scale, from which its own differs by rounding alone."""
-    assert abs(ciphertext.scale() / scale - 1) < 1e-9
-    ciphertext.scale(scale)
-    return ciphertext
 
 
 class Server:
     """Evaluates one circuit for one key; `directory` is an artifact's `server`."""
 
-    def __init__(self, directory: Path, keys: bytes, source: str = "the evaluation keys") -> None:
-        self.description: dict[str, Any] = json.loads(read(directory / DESCRIPTION))
-        self.circuit: str = self.description["circuit"]
+    def __init__(
+        self, directory: Path, keys: bytes | memoryview, source: str = "the evaluation keys"
+    ) -> None:
+        self.description, self.circuit = described(directory / DESCRIPTION, directory / CIRCUIT)
         parcel = unpack(keys, EVALUATION, self.circuit, source=source)
         self.key = parcel.key
-        self.scheme = Scheme(Parameters.read(self.description["parameters"]))
-        context = self.scheme.context
-        relinearisation = self.scheme.loaded(context.from_relin_str, parcel.parts[0], source)
-        rotation = self.scheme.loaded(context.from_galois_str, parcel.parts[1], source)
+        #: Of every operation of the last evaluation.
+        self.seconds: list[float] = []
+        self.scheme = opened(Parameters.read(self.description["parameters"]))
+        engine = engine_of(self.scheme, parcel.parts, source)
         with np.load(directory / CIRCUIT, allow_pickle=False) as stored:
             self.program = Circuit(
                 stored["ops"],
                 stored["scales"],
                 stored["plains"],
                 stored["outputs"].tolist(),
-                SealEngine(self.scheme, relinearisation, rotation),
+                engine,
             )
 
     def evaluate(self, query: bytes, source: str = "the query", progress: Progress | None = None) -> bytes:
@@ -93,11 +57,12 @@ class Server:
             raise RunError(f"{source} holds {len(parcel.parts)} ciphertexts, and {len(inputs)} are wanted")
         ciphertexts = []
         for port, part in zip(inputs, parcel.parts, strict=True):
-            ciphertext = self.scheme.loaded(self.scheme.context.from_cipher_str, part, source)
-            checked_level(self.scheme, ciphertext, port["level"], port["scale"], source)
-            ciphertexts.append(ciphertext)
-        found = self.program.run(ciphertexts, progress)
-        return Parcel(ANSWER, self.circuit, self.key, tuple(dumped(c) for c in found)).pack()
+            ciphertext = self.scheme.loaded(part, source)
+            ciphertexts.append(checked_place(self.scheme, ciphertext, port["level"], port["scale"], source))
+        ends = [time.perf_counter()]
+        found = self.program.run(ciphertexts, progress, lambda *_: ends.append(time.perf_counter()))
+        self.seconds = [after - before for before, after in itertools.pairwise(ends)]
+        return Parcel(ANSWER, self.circuit, self.key, tuple(map(self.scheme.dumped, found))).pack()
 
 
 def bar(stream: Any, width: int = 40) -> Progress:
@@ -151,9 +116,9 @@ class _Listener(socketserver.TCPServer):
 
     def __init__(self, answers: Server, address: tuple[str, int] | str) -> None:
         self.answers = answers
-        # Ciphertexts of all primes but one, their headers, and the file's.
-        primes = len(answers.scheme.parameters.primes) - 1
-        each = 2 * primes * answers.scheme.parameters.degree * 8 + 4096
+        # Ciphertexts of all primes, their headers, and the file's.
+        primes = len(answers.scheme.parameters.primes)
+        each = 2 * primes * answers.scheme.parameters.degree * 8 + (1 << 16)
         self.most = len(answers.description["inputs"]) * each + (1 << 20)
         if isinstance(address, str):
             self.address_family = socket.AF_UNIX
@@ -191,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     place.add_argument("--socket", type=Path)
     given = parser.parse_args(arguments)
     try:
-        server = Server(Path(__file__).resolve().parent, read(given.keys), str(given.keys))
+        server = Server(Path(__file__).resolve().parent, mapped(given.keys), str(given.keys))
         if given.command == "serve":
             serve(server, str(given.socket) if given.socket else ("127.0.0.1", given.port))
             return 0

@@ -1,0 +1,120 @@
+"""Single operations and bootstrapping of OpenFHE, in an interpreter that has it (see docs/he.md).
+
+    OMP_NUM_THREADS=1 openfhe/bin/python benchmarks/he_openfhe.py operations
+    OMP_NUM_THREADS=1 openfhe/bin/python benchmarks/he_openfhe.py bootstrap [--logn 16] [--slots 16] [--bits 57]
+
+`bootstrap` prints the noise as the simulator has it, too: divided by sqrt(slots) 2^correction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openfhe
+
+
+def context_of(degree: int, bits: int, first: int, depth: int, digits: int) -> Any:
+    """A context with manual scaling and hybrid key switching."""
+    chosen = openfhe.CCParamsCKKSRNS()
+    chosen.SetRingDim(degree)
+    chosen.SetScalingModSize(bits)
+    chosen.SetFirstModSize(first)
+    chosen.SetMultiplicativeDepth(depth)
+    chosen.SetScalingTechnique(openfhe.FIXEDMANUAL)
+    chosen.SetKeySwitchTechnique(openfhe.HYBRID)
+    chosen.SetNumLargeDigits(digits)
+    chosen.SetSecretKeyDist(openfhe.UNIFORM_TERNARY)
+    chosen.SetSecurityLevel(
+        openfhe.HEStd_NotSet
+    )  # the circuit's moduli, which are secure, are not needed here
+    context = openfhe.GenCryptoContext(chosen)
+    for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE, openfhe.ADVANCEDSHE, openfhe.FHE):
+        context.Enable(feature)
+    return context
+
+
+def best(run: Callable[[], Any], times: int = 10) -> float:
+    """The shortest of several times, in milliseconds of this process."""
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        run()
+        found.append(time.process_time() - start)
+    return 1e3 * min(found)
+
+
+def operations(degree: int, depth: int, digits: int) -> None:
+    """Milliseconds of operations in a ring, with depth + 1 primes and so many digits."""
+    context = context_of(degree, 40, 50, depth, digits)
+    secret = context.KeyGen().secretKey
+    context.EvalMultKeyGen(secret)
+    context.EvalRotateKeyGen(secret, [1])
+    plain = context.MakeCKKSPackedPlaintext(np.linspace(-1, 1, degree // 2), 1, 0, None, degree // 2)
+    x = context.Encrypt(secret, plain)
+    square, decomposed = context.EvalMultNoRelin(x, x), context.EvalFastRotationPrecompute(x)
+    runs: dict[str, Callable[[], Any]] = {
+        "rotate": lambda: context.EvalRotate(x, 1),
+        "decompose": lambda: context.EvalFastRotationPrecompute(x),
+        "rotate, decomposed": lambda: context.EvalFastRotation(x, 1, 2 * degree, decomposed),
+        "relinearise": lambda: context.Relinearize(square),
+        "mul": lambda: context.EvalMultNoRelin(x, x),
+        "mul_plain": lambda: context.EvalMult(x, plain),
+        "mul by a number": lambda: context.EvalMult(x, 0.3),
+        "add": lambda: context.EvalAdd(x, x),
+        "rescale": lambda: context.Rescale(x),
+    }
+    times = ", ".join(f"{name} {best(run):.2f}" for name, run in runs.items())
+    print(f"ring {degree}, {depth + 1} primes, {digits} digits: {times}", flush=True)
+
+
+def bootstrap(degree: int, slots: int, bits: int) -> None:
+    """Time, noise and levels of bootstrapping `slots` numbers."""
+    budget = 1 if slots <= 64 else 2 if slots <= 1024 else 3
+    depth = 14 + 2 * budget + 4
+    context = context_of(degree, bits, bits + 3, depth, 4)
+    start = time.process_time()
+    context.EvalBootstrapSetup([budget, budget], [0, 0], slots)
+    secret = context.KeyGen().secretKey
+    context.EvalMultKeyGen(secret)
+    context.EvalBootstrapKeyGen(secret, slots)
+    keys = len(context.GetExistingEvalAutomorphismKeyIndices(secret.GetKeyTag()))
+    print(f"ring {degree}, {slots} slots: {keys} keys, {time.process_time() - start:.1f} s", flush=True)
+    numbers = np.random.default_rng(0).uniform(-1, 1, slots)
+    wide = np.tile(numbers, degree // 2 // slots)
+    x = context.Encrypt(secret, context.MakeCKKSPackedPlaintext(wide, 1, depth - 1, None, degree // 2))
+    x.SetSlots(slots)
+    start = time.process_time()
+    found = context.Rescale(context.EvalBootstrap(x))
+    spent = time.process_time() - start
+    error = np.array(context.Decrypt(secret, found).GetRealPackedValueArray())[:slots] - numbers
+    part = np.std(error) / (np.sqrt(slots) * 2.0 ** context.GetCKKSBootCorrectionFactor())
+    print(
+        f"  {spent:.1f} s of the process, level {depth - found.GetLevel()} of {depth}, "
+        f"noise {np.std(error):.3g}, of the simulator's unit {part:.3g}, correction "
+        f"{context.GetCKKSBootCorrectionFactor()}"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["operations", "bootstrap"])
+    parser.add_argument("--logn", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--bits", type=int, default=57)
+    given = parser.parse_args()
+    if given.what == "operations":
+        operations(8192, 4, 2)
+        operations(32768, 14, 3)
+    else:
+        bootstrap(1 << given.logn, given.slots, given.bits)
+
+
+if __name__ == "__main__":
+    main()
