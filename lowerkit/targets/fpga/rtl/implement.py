@@ -26,7 +26,7 @@ SEEDS = (1, 2, 3)
 #: What placement aims for where no clock is asked for.
 TARGET_MHZ = 150.0
 #: Look-up tables from which on nextpnr's second router takes over, which is much faster on large designs.
-LARGE = 20_000
+LARGE = 5_000
 #: What is counted, in messages.
 CELLS = {
     "luts": "look-up tables (TRELLIS_COMB)",
