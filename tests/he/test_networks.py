@@ -95,14 +95,33 @@ def test_a_transformer_block_encrypted(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_relu_is_refused_with_what_would_help(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"'node_relu' \(Relu\): .* Relu is no polynomial"):
-        _compiled("mlp_fashion", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_max_pooling_is_refused_with_what_would_help(tmp_path: Path) -> None:
+    """And done as average pooling on request."""
+    text = "(float[1,1,4,4] x) => (float[1,1,2,2] y) { y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x) }"
+    ir.save(parse(text), tmp_path / "model.onnx")
+    with pytest.raises(UnsupportedError, match=r"MaxPool is no polynomial; --method pool=average"):
+        lowerkit.api.compile(tmp_path / "model.onnx", tmp_path / "out", "he")
+    artifact = lowerkit.api.compile(
+        tmp_path / "model.onnx", tmp_path / "out", "he", methods={"pool": "average"}
+    )
+    x = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    np.savez(tmp_path / "x.npz", x=x)
+    found = lowerkit.api.run(artifact, tmp_path / "x.npz", tmp_path / "y.npz")["y"]
+    np.testing.assert_allclose(found[0, 0], x[0, 0].reshape(2, 2, 2, 2).mean(axis=(1, 3)), atol=1e-4)
 
 
-@pytest.mark.parametrize("function", ["Gelu", "Sigmoid", "Tanh"])
-def test_activations_become_polynomials_on_calibrated_intervals(function: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("function", "method"),
+    [
+        ("Gelu", "interval-poly"),
+        ("Relu", "interval-poly"),
+        ("Sigmoid", "composite"),
+        ("Tanh", "interval-poly"),
+    ],
+)
+def test_activations_become_polynomials_on_calibrated_intervals(
+    function: str, method: str, tmp_path: Path
+) -> None:
     model = parse(
         f"(float[1,12] x) => (float[1,3] y) {{ h = MatMul (x, w) g = {function} (h) y = MatMul (g, v) }}",
         w=mlp_weights()["w1"],
@@ -111,12 +130,17 @@ def test_activations_become_polynomials_on_calibrated_intervals(function: str, t
     ir.save(model, tmp_path / "model.onnx")
     samples = {"x": np.concatenate([sample["x"] for sample in uniform(model, 16)])}
     np.savez(tmp_path / "data.npz", **samples)
+    np.savez(tmp_path / "few.npz", x=samples["x"][:2])
     artifact = lowerkit.api.compile(
-        tmp_path / "model.onnx", tmp_path / "out", "he", calibration=tmp_path / "data.npz"
+        tmp_path / "model.onnx",
+        tmp_path / "out",
+        "he",
+        calibration=tmp_path / "data.npz",
+        methods={function.lower(): method} if method == "composite" else None,
     )
-    validation = lowerkit.api.validate(artifact, tmp_path / "data.npz")
+    validation = lowerkit.api.validate(artifact, tmp_path / "few.npz")
     (output,), (choice,) = validation.outputs, validation.choices
-    assert choice.method == "interval-poly"
+    assert choice.method == method
     assert choice.outside is None
     assert output.error.arithmetic is not None
     assert output.error.arithmetic.max_abs < 1e-4

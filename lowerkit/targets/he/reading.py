@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.polynomial import chebyshev
+from numpy.polynomial import polynomial as powers
 from scipy import sparse
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.domain import DOMAIN, describe_node
+from lowerkit.passes.activation.base import ACTIVATIONS
 from lowerkit.reference import Reference
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
 from lowerkit.targets.he.simplify import simplified
@@ -49,6 +52,8 @@ ADDED: Mapping[str, tuple[int, ...]] = {
 PRODUCTS = frozenset({"MatMul", "Mul"})
 #: Prefix of the operators of `passes.activation.interval_poly`.
 POLYNOMIAL = "IntervalPoly"
+#: Prefix of those of `passes.activation.composite`, and how far beyond its largest value the inner polynomial may be.
+COMPOSITE, SLACK = "Composite", 1.01
 #: Unit vectors that one affine operator is run on, at most.
 MOST_COLUMNS = 1 << 17
 
@@ -57,7 +62,11 @@ def reason(node: ir.Node) -> str | None:
     """Why an encrypted value cannot go through `node`, or None."""
     variable = [i for i, value in enumerate(node.inputs) if value is not None and value.const_value is None]
     op = node.op_type
-    if not variable or op in JOINTLY_AFFINE or (node.domain == DOMAIN and op.startswith(POLYNOMIAL)):
+    if (
+        not variable
+        or op in JOINTLY_AFFINE
+        or (node.domain == DOMAIN and op.startswith((POLYNOMIAL, COMPOSITE)))
+    ):
         return None
     if op == "Pow":
         exponent = node.inputs[1]
@@ -71,6 +80,8 @@ def reason(node: ir.Node) -> str | None:
         if len(variable) == 1 and variable[0] in AFFINE[op]:
             return None
         return "it combines encrypted values in a way that has no packing yet"
+    if op == "MaxPool":
+        return "MaxPool is no polynomial; --method pool=average takes averages, which are another function"
     return f"{op} is no polynomial, and encrypted values know only sums and products"
 
 
@@ -109,6 +120,8 @@ def _steps(model: ir.Model, node: ir.Node) -> list[Step]:
         return _power(_name(out), _shape(out), label, _name(variable[0]), int(_scalar(node.inputs[1]) or 1))
     if node.domain == DOMAIN and node.op_type.startswith(POLYNOMIAL):
         return [_polynomial(node)]
+    if node.domain == DOMAIN and node.op_type.startswith(COMPOSITE):
+        return list(_composite(node))
     return [
         Affine(_name(value), _shape(value), label, *_affine(model, node, index, variable))
         for index, value in enumerate(node.outputs)
@@ -171,6 +184,28 @@ def _polynomial(node: ir.Node) -> Polynomial:
     out = node.outputs[0]
     return Polynomial(
         _name(out), _shape(out), node.name or _name(out), _name(value), tuple(numbers.tolist()), low, high
+    )
+
+
+def _composite(node: ir.Node) -> tuple[Polynomial, Polynomial]:
+    """offset + outer(inner(x / limit)); the inner polynomial is scaled to [-1, 1], where the outer one begins."""
+    value, *arrays = node.inputs
+    assert value is not None
+    odd = [np.asarray(a.const_value.numpy(), np.float64) for a in arrays if a is not None and a.const_value]
+    # Coefficients of x^15, x^13, ..., x.
+    inner, outer = (np.ravel(np.stack([np.zeros_like(c), c[::-1]], axis=1)) for c in odd)
+    offset = next(a.offset for a in ACTIVATIONS if node.op_type == f"{COMPOSITE}{a.op}")
+    reach = SLACK * np.abs(powers.polyval(np.linspace(-1, 1, 4001), inner)).max()
+    first = chebyshev.poly2cheb(np.trim_zeros(inner, "b") / reach)
+    second = chebyshev.poly2cheb(
+        np.trim_zeros(outer, "b") * reach ** np.arange(len(np.trim_zeros(outer, "b")))
+    )
+    second[0] += offset
+    out, limit = node.outputs[0], float(node.attributes["limit"].as_float())
+    label, shape, between = node.name or _name(out), _shape(out), f"{_name(out)}.inner"
+    return (
+        Polynomial(between, shape, label, _name(value), tuple(first.tolist()), -limit, limit),
+        Polynomial(_name(out), shape, label, between, tuple(second.tolist()), -1.0, 1.0),
     )
 
 

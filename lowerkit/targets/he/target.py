@@ -33,12 +33,15 @@ FUNCTIONS: Mapping[str, str] = {
     "silu": "Silu",
     "softplus": "Softplus",
     "tanh": "Tanh",
+    "relu": "Relu",
     "exp": "Exp",
     "reciprocal": "Reciprocal",
     "rsqrt": "Rsqrt",
 }
-#: How the last three are replaced: their relative error matters, and intervals of the first two are wide.
-INVERSES: Mapping[str, str] = {
+#: How the last four are replaced: ReLU has a kink, of the others the relative error matters, and intervals of the first
+#: two are wide.
+PRECISE: Mapping[str, str] = {
+    "relu": "interval-poly:degree=31",
     "exp": "interval-poly:degree=31",
     "reciprocal": "interval-poly:degree=31",
     "rsqrt": "interval-poly:degree=15",
@@ -54,11 +57,14 @@ class HeTarget(Target):
     summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
     defaults: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(FUNCTIONS, "interval-poly"),
-        **INVERSES,
+        **PRECISE,
     }
     expands = frozenset({"Attention", "Div", "LayerNormalization", "RMSNormalization", "Softmax"})
-    must_lower = frozenset(FUNCTIONS.values())
-    native = frozenset(f"{reading.POLYNOMIAL}{op}" for op in FUNCTIONS.values())
+    #: Maxima on request alone, as what replaces them is another function.
+    must_lower = frozenset({*FUNCTIONS.values(), "MaxPool"})
+    native = frozenset(
+        f"{kind}{op}" for kind in (reading.POLYNOMIAL, reading.COMPOSITE) for op in FUNCTIONS.values()
+    )
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
     options: ClassVar[Mapping[str, Any]] = {
