@@ -197,10 +197,10 @@ def balanced(program: Program) -> Program:
             sides[row] = side
         logarithms = np.linalg.lstsq(rows, sides, rcond=None)[0]
         wrong = np.abs(rows @ logarithms - sides)
-        if wrong.max(initial=0) < 1e-9:
+        if wrong.max(initial=0) < 1e-8:
             break
         del wished[int(wrong[len(needed) :].argmax())]
-    logarithms[np.abs(logarithms) < 1e-9] = 0
+    logarithms = np.round(logarithms, 9)  # so that a library's rounding does not reach the artifact
     return _scaled(program, {name: math.exp(logarithms[i]) for name, i in at.items()})
 
 
@@ -250,7 +250,8 @@ def _scaled(program: Program, multiples: Mapping[str, float]) -> Program:
             coefficients = tuple((multiple * np.array(step.coefficients)).tolist())
             step = replace(step, name=name, value=names[step.value], coefficients=coefficients)
         steps.append(step)
-    return Program(tuple(steps), program.outputs)
+    renamed = {name: (names[name], multiples[name]) for name in names if names[name] != name}
+    return Program(tuple(steps), program.outputs, renamed)
 
 
 def _rounded(matrix: sparse.csr_array) -> sparse.csr_array:
