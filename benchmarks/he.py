@@ -60,7 +60,7 @@ def network(name: str, samples: int) -> None:
             calibration=EXAMPLES / "data" / "fashion_calibration.npz",
             shape={"image": (1, 784)},
         )
-        pairs = evaluated(artifact, [{"image": image[None]} for image in images])
+        pairs = evaluated(MODELS[name], artifact, [{"image": image[None]} for image in images])
     right = sum(int(found.argmax() == label) for (found, _), label in zip(pairs, labels, strict=True))
     exact = sum(int(lowered.argmax() == label) for (_, lowered), label in zip(pairs, labels, strict=True))
     print(f"  right {right}, float model {exact}, of {samples}")
@@ -79,11 +79,11 @@ def block(samples: int) -> None:
             methods=vit_block.METHODS,
         )
         with np.load(folder / "test.npz") as data:
-            evaluated(artifact, [{"tokens": tokens[None]} for tokens in data["tokens"][:samples]])
+            evaluated("block", artifact, [{"tokens": tokens[None]} for tokens in data["tokens"][:samples]])
 
 
 def evaluated(
-    artifact: lowerkit.Artifact, samples: Sequence[Mapping[str, np.ndarray]]
+    name: str, artifact: lowerkit.Artifact, samples: Sequence[Mapping[str, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Run samples encrypted, print what that takes; the outputs with those of the lowered graph in float."""
     client = Client(artifact.directory / "client")
@@ -107,7 +107,7 @@ def evaluated(
         timed(lambda: server.program.run(inputs))[:2] for _ in range(int(min(WARM, 1 + 10 / runs[0][0])))
     ]
     (costs,) = get_target("he").costs(artifact.directory)
-    print(f"{artifact.directory.name}: ring {server.scheme.parameters.degree}, {len(samples)} samples")
+    print(f"{name}: ring {server.scheme.parameters.degree}, {len(samples)} samples")
     print(
         "  " + ", ".join(f"{n} {v}" for n, v in zip(costs.columns[1:-1], costs.rows[-1][1:-1], strict=True))
     )

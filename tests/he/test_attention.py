@@ -232,6 +232,18 @@ def test_attention_really_encrypted(tmp_path: Path) -> None:
         np.testing.assert_allclose(run(sample)["y"], Reference(model)(sample)["y"], atol=1e-4)
 
 
+def test_the_probe_sees_values_as_the_graph_has_them() -> None:
+    """Those that stand for multiples, too."""
+    model = attention(4, 2, 2)
+    sample = uniform(model, 1)[0]
+    options = completed(model, [sample], insecure_for_testing=True, ring=4096)
+    taps = ["scaled", "powers", "v1"]
+    found, expected = HeTarget().probe(model, options, taps)(sample), Reference(model, taps=taps)(sample)
+    assert set(found) == {"y", *taps}
+    for name in taps:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-4)
+
+
 def test_options_of_attention_fit_a_secure_ring() -> None:
     model = attention(4, 1, 2)
     options = completed(model, uniform(model, 4), precision=1e-2)

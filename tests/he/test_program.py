@@ -72,6 +72,26 @@ def test_linear_operators_in_a_row_are_one_affine_step() -> None:
     assert [type(step) for step in steps[1:]] == [Affine]
 
 
+def test_a_small_map_of_the_input_goes_into_all_of_its_readers() -> None:
+    model = parse(
+        """(float[1,4] x) => (float[1,8] y) {
+            u = MatMul (x, w)
+            a = MatMul (u, v)
+            b = MatMul (u, t)
+            y = Mul (a, b)
+        }""",
+        w=_normal(4, 8),
+        v=_normal(8, 8),
+        t=_normal(8, 8),
+    )
+    program = read(model)
+    assert [step.reads for step in program.steps[1:3]] == [("x",), ("x",)]
+    for sample in uniform(model, 2):
+        np.testing.assert_allclose(
+            program.run(sample)["y"], Reference(model)(sample)["y"], rtol=1e-4, atol=1e-4
+        )
+
+
 def test_matrices_are_the_weights_exactly() -> None:
     weights = {"w": _normal(4, 3), "b": 100 * _normal(3)}
     (_, step) = read(parse("(float[1,4] x) => (float[1,3] y) { y = Gemm (x, w, b) }", **weights)).steps

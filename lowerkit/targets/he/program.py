@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -133,10 +133,12 @@ class Program:
 
     Attributes:
         outputs: names of the graph's outputs.
+        multiples: name of a value of the graph -> name here of a multiple of it, and how many times as large it is.
     """
 
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
+    multiples: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)

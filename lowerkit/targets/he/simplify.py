@@ -117,8 +117,9 @@ def _same_in_rows(matrix: sparse.csr_array, index: np.ndarray | None) -> np.ndar
 def fused(program: Program) -> Program:
     """The same program with affine steps of affine steps multiplied out: each costs a level.
 
-    A step whose matrix only moves and scales elements goes into all of its readers; any other goes into its only
-    reader, so that nothing is computed twice.
+    A step whose matrix only moves and scales elements goes into all of its readers, and so does a map of what the
+    client sends where that makes no matrix larger; any other goes into its only reader, so that nothing is computed
+    twice.
     """
     steps: dict[str, Step] = {}
     readers = _readers(program)
@@ -155,13 +156,22 @@ def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, 
 
     for name, matrix in step.terms.items():
         source = steps[name]
-        if not isinstance(source, Affine) or not (readers[name] == 1 or _moves(source)):
+        if not isinstance(source, Affine) or not (
+            readers[name] == 1 or _moves(source) or _cheaper(matrix, source, steps)
+        ):
             add(name, matrix)
             continue
         bias += matrix @ source.bias
         for inner, first in source.terms.items():
             add(inner, sparse.csr_array(matrix @ first))
     return Affine(step.name, step.shape, step.node, terms, bias)
+
+
+def _cheaper(matrix: sparse.csr_array, source: Affine, steps: Mapping[str, Step]) -> bool:
+    """Whether a matrix of a map of what the client sends has no more numbers than the matrix: patches of an image."""
+    if not all(isinstance(steps[name], Input) for name in source.terms):
+        return False
+    return all((matrix @ first).nnz <= matrix.nnz for first in source.terms.values())
 
 
 def _moves(step: Affine) -> bool:
@@ -187,10 +197,10 @@ def balanced(program: Program) -> Program:
             sides[row] = side
         logarithms = np.linalg.lstsq(rows, sides, rcond=None)[0]
         wrong = np.abs(rows @ logarithms - sides)
-        if wrong.max(initial=0) < 1e-9:
+        if wrong.max(initial=0) < 1e-8:
             break
         del wished[int(wrong[len(needed) :].argmax())]
-    logarithms[np.abs(logarithms) < 1e-9] = 0
+    logarithms = np.round(logarithms, 9)  # so that a library's rounding does not reach the artifact
     return _scaled(program, {name: math.exp(logarithms[i]) for name, i in at.items()})
 
 
@@ -240,7 +250,8 @@ def _scaled(program: Program, multiples: Mapping[str, float]) -> Program:
             coefficients = tuple((multiple * np.array(step.coefficients)).tolist())
             step = replace(step, name=name, value=names[step.value], coefficients=coefficients)
         steps.append(step)
-    return Program(tuple(steps), program.outputs)
+    renamed = {name: (names[name], multiples[name]) for name in names if names[name] != name}
+    return Program(tuple(steps), program.outputs, renamed)
 
 
 def _rounded(matrix: sparse.csr_array) -> sparse.csr_array:

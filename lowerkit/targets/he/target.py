@@ -141,14 +141,21 @@ class HeTarget(Target):
         planned = self.planned(model, options)
         network, lowered = planned.network, planned.levelled
         shapes = {v.name: tuple(v.shape.numpy()) for v in _values(model) if v.shape is not None}
-        names = dict.fromkeys([*network.outputs, *(tap for tap in taps if tap in network.values)])
+        multiples = planned.program.multiples
+        known = {name: (name, 1.0) for name in network.values}
+        known |= {name: held for name, held in multiples.items() if held[0] in network.values}
+        names = dict.fromkeys([*network.outputs, *(tap for tap in taps if tap in known)])
 
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = simulator.simulate(lowered, parameters.vectors_of(network, inputs))
             _check_intervals(planned, found)
-            values = {name: found[lowered.origin[network.values[name]]] for name in names}
-            places = {name: network.layouts[name].places for name in names}
-            return {n: x[places[n]].reshape(shapes[n]).astype(np.float32) for n, x in values.items()}
+            values = {}
+            for name in names:
+                held, multiple = known[name]
+                slots = found[lowered.origin[network.values[held]]]
+                numbers = slots[network.layouts[held].places] / multiple
+                values[name] = numbers.reshape(shapes[name]).astype(np.float32)
+            return values
 
         return run
 

@@ -15,7 +15,7 @@ which costs no more either; masks, as many as there are diagonals in a matrix of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -23,7 +23,7 @@ from scipy import sparse
 from lowerkit.targets.he.packing.diagonals import Diagonals, diagonals
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.ways import Emit, Network, Way, plan_for, priced, seconds
-from lowerkit.targets.he.program import Product, picked
+from lowerkit.targets.he.program import Product
 
 BATCH, ROWS, COLUMNS, SUMMED = range(4)
 Order = tuple[int, int, int, int]
@@ -99,8 +99,18 @@ def _layout(
         yield Layout(slots, first, period, inner=inner)
 
 
-#: The matrix that picks a factor's elements, and how it is computed.
-_Move = tuple[sparse.csr_array, Diagonals]
+@dataclass(frozen=True)
+class _Factor:
+    """How a factor comes to where the product stands.
+
+    Attributes:
+        move: the matrix that picks its elements, and how that is computed; None where they stand there already.
+        zero: bool [slots]: where it is known to be 0.
+    """
+
+    move: tuple[sparse.csr_array, Diagonals] | None
+    zero: np.ndarray
+    seconds: float = 0.0
 
 
 def product(step: Product, layouts: Mapping[str, Layout], slots: int, level: int) -> Iterator[Way]:
@@ -110,47 +120,36 @@ def product(step: Product, layouts: Mapping[str, Layout], slots: int, level: int
         level: at which a factor would be moved.
     """
     for layout in _candidates(step, layouts, slots):
-        held = layout.held()
-        used = held >= 0
-        taken, zero = 0.0, np.zeros(slots, bool)
-        moves: list[_Move | None] = []
-        for name, index in step.factors:
-            source = layouts[name]
-            holds = source.held()
-            if np.array_equal(holds[used], held[used] if index is None else index[held[used]]):
-                moves.append(None)
-                zero |= (holds < 0) & source.tidy
-                continue
-            matrix = _selection(index, layout.places.size, source.places.size)
-            plan = plan_for(layout, source)
-            if len(plan.places) and int(plan.places.max()) >= plan.copies * max(source.period, plan.fold):
-                break
-            price, _, plan = priced(matrix, source, plan, level)
-            taken += price
-            moves.append((matrix, plan))
-            zero |= plan.layout(source).clean
-        else:
-            clean = bool((used | zero).all())
-            result = Layout(slots, layout.places, layout.period, clean, layout.inner)
-            levels: dict[str, int] = {}
-            for (name, _), move in zip(step.factors, moves, strict=True):
-                levels[name] = max(levels.get(name, 1), 1 if move is None else 2)
-            taken += _multiplied(slots, level - 1)
-            yield Way("product", taken, result, levels, _emitter(step, moves, result))
+        factors = [_factor(layouts[name], index, layout, level) for name, index in step.factors]
+        zero = np.logical_or(*(factor.zero for factor in factors))
+        result = replace(layout, clean=bool((zero | (layout.held() >= 0)).all()))
+        levels: dict[str, int] = {}
+        for (name, _), factor in zip(step.factors, factors, strict=True):
+            levels[name] = max(levels.get(name, 1), 1 if factor.move is None else 2)
+        taken = sum(factor.seconds for factor in factors)
+        taken += seconds(slots, level - 1, mul=1, relinearise=1, rescale=1)
+        yield Way("product", taken, result, levels, _emitter(step, factors, result))
 
 
-def _multiplied(slots: int, level: int) -> float:
-    return seconds(slots, level, mul=1, relinearise=1, rescale=1)
+def _factor(source: Layout, index: np.ndarray | None, layout: Layout, level: int) -> _Factor:
+    held, holds = layout.held(), source.held()
+    used = held >= 0
+    index = np.arange(len(layout.places)) if index is None else index
+    if np.array_equal(holds[used], index[held[used]]):
+        return _Factor(None, (holds < 0) & source.tidy)
+    rows = len(index)
+    matrix = sparse.csr_array((np.ones(rows), index, np.arange(rows + 1)), shape=(rows, len(source.places)))
+    taken, _, plan = priced(matrix, source, plan_for(layout, source), level)
+    return _Factor((matrix, plan), ~used & plan.layout(source).clean, taken)
 
 
-def _emitter(step: Product, moves: Sequence[_Move | None], result: Layout) -> Emit:
+def _emitter(step: Product, factors: Sequence[_Factor], result: Layout) -> Emit:
     def emit(network: Network) -> tuple[int, Layout]:
         operands = []
-        for (name, _), move in zip(step.factors, moves, strict=True):
+        for (name, _), factor in zip(step.factors, factors, strict=True):
             x = network.values[name]
-            if move is not None:
-                matrix, plan = move
-                x, _ = diagonals(network.program, x, matrix, network.layouts[name], plan)
+            if factor.move is not None:
+                x, _ = diagonals(network.program, x, factor.move[0], network.layouts[name], factor.move[1])
             operands.append(x)
         return network.program.mul(*operands), result
 
@@ -170,9 +169,3 @@ def _candidates(step: Product, layouts: Mapping[str, Layout], slots: int) -> Ite
             yield Layout(slots, layout.places, period)
     if not whole and not step.axes and (size := int(np.prod(step.shape))) <= slots:
         yield Layout(slots, np.arange(size), power_of_two(size))
-
-
-def _selection(index: np.ndarray | None, rows: int, columns: int) -> sparse.csr_array:
-    """The matrix that picks elements."""
-    index = picked(np.arange(rows), None) if index is None else index
-    return sparse.csr_array((np.ones(rows), index, np.arange(rows + 1)), shape=(rows, columns))
