@@ -41,7 +41,7 @@ class HeTarget(Target):
     """Writes a client and a server that compute on CKKS ciphertexts. Options: see `docs/he.md`."""
 
     name = "he"
-    summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
+    summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL or OpenFHE)"
     defaults: ClassVar[Mapping[str, str]] = dict.fromkeys(FUNCTIONS, "interval-poly")
     expands = frozenset({"Attention"})
     must_lower = frozenset(FUNCTIONS.values())

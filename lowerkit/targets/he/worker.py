@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -25,7 +26,7 @@ def interpreter(given: str) -> Path:
     Raises ToolError where there is none, with what to do.
     """
     path = given or os.environ.get(VARIABLE, "")
-    hint = f"{INSTALL}; then --option openfhe_python=openfhe/bin/python, or {VARIABLE}"
+    hint = f"install it: {INSTALL}; then --option openfhe_python=openfhe/bin/python, or {VARIABLE}"
     if not path:
         raise ToolError("target 'he': this Python has no OpenFHE, and no other is named", hint=hint)
     command = [path, "-c", "import openfhe"]
@@ -35,7 +36,8 @@ def interpreter(given: str) -> Path:
         raise ToolError(f"target 'he': cannot run {path}: {error.strerror or error}", hint=hint) from None
     if done.returncode:
         raise ToolError(f"target 'he': {path} has no OpenFHE: {_last(done.stderr)}", hint=hint)
-    return Path(path)
+    # Absolute, as commands run in the artifact's folder; not resolved, as a virtual environment's is a link.
+    return Path(shutil.which(path) or path).absolute()
 
 
 class Worker:
