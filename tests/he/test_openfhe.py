@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing.network import Network
 from lowerkit.targets.he.sizes import sizes
 from lowerkit.targets.he.target import HeTarget
-from lowerkit.targets.he.worker import VARIABLE, interpreter
+from lowerkit.targets.he.worker import VARIABLE, importable, interpreter
 
 
 def _python() -> str | None:
     """An interpreter with OpenFHE, if there is one."""
-    if find_spec("openfhe") is not None:
+    if importable():
         return sys.executable
     try:
         return str(interpreter(""))
@@ -234,6 +233,23 @@ def _observed(folder: Path, sample: dict[str, np.ndarray], work: Path) -> np.nda
     subprocess.run(command, cwd=folder, env=environment, check=True)
     found: np.ndarray = np.load(work / "seen.npy")
     return found
+
+
+@needs_openfhe
+def test_rotations_have_the_noise_of_the_simulator(tmp_path: Path) -> None:
+    model = parse(MLP, **mlp_weights())
+    sample = uniform(model, 1)[0]
+    planned = HeTarget().planned(model, completed(model, uniform(model, 4), backend="openfhe"))
+    vectors = parameters.vectors_of(planned.network, sample)
+    exact = simulator.simulate(planned.levelled, vectors, noisy=False)
+    noisy = simulator.simulate(planned.levelled, vectors)
+    folder = emitted(model, tmp_path / "out", backend="openfhe")
+    seen = _observed(folder, sample, tmp_path)
+    for i, op in enumerate(planned.levelled.ops):
+        if op.kind in ("rescale", "rotate"):
+            measured, modelled = np.std(seen[i] - exact[i]), np.std(noisy[i] - exact[i])
+            # Up to sqrt(3) is what OpenFHE adds when it decrypts, and slots near the root 1 depend on the key.
+            assert modelled / 2 < measured < modelled * 4, (i, op)
 
 
 @needs_openfhe
