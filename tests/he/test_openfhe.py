@@ -247,9 +247,9 @@ def test_rotations_have_the_noise_of_the_simulator(tmp_path: Path) -> None:
     seen = _observed(folder, sample, tmp_path)
     for i, op in enumerate(planned.levelled.ops):
         if op.kind in ("rescale", "rotate"):
-            measured, modelled = np.std(seen[i] - exact[i]), np.std(noisy[i] - exact[i])
-            # Up to sqrt(3) is what OpenFHE adds when it decrypts, and slots near the root 1 depend on the key.
-            assert modelled / 2 < measured < modelled * 4, (i, op)
+            # The median, as the few slots near the root 1 depend on the key. Decryption adds up to sqrt(3).
+            measured, modelled = (np.median(np.abs(x[i] - exact[i])) for x in (seen, noisy))
+            assert modelled / 1.5 < measured < modelled * 3, (i, op)
 
 
 @needs_openfhe
