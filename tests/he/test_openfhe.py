@@ -247,9 +247,10 @@ def test_rotations_have_the_noise_of_the_simulator(tmp_path: Path) -> None:
     seen = _observed(folder, sample, tmp_path)
     for i, op in enumerate(planned.levelled.ops):
         if op.kind in ("rescale", "rotate"):
-            # The median, as the few slots near the root 1 depend on the key. Decryption adds up to sqrt(3).
+            # The median, as the few slots near the root 1 depend on the key. What decryption adds to all slots
+            # is as large as the mean, those few among it.
             measured, modelled = (np.median(np.abs(x[i] - exact[i])) for x in (seen, noisy))
-            assert modelled / 1.5 < measured < modelled * 3, (i, op)
+            assert modelled / 1.5 < measured < modelled * 6, (i, op)
 
 
 @needs_openfhe
