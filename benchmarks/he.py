@@ -1,7 +1,7 @@
 """Encrypted inference: time, precision, accuracy and sizes, and TenSEAL's high-level interface beside it.
 
-    python -m benchmarks.he mlp [--samples 200] [--peers]
-    python -m benchmarks.he lenet [--samples 100]
+    python -m benchmarks.he mlp [--samples 200] [--rotation-keys N] [--peers]
+    python -m benchmarks.he lenet [--samples 100] [--rotation-keys N]
     python -m benchmarks.he block [--samples 3]      # of the power-softmax ViT: see examples/vit_block.py
     python -m benchmarks.he operations [--backend openfhe]
     python -m benchmarks.he bootstrap
@@ -46,7 +46,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - wall, time.process_time() - process, result
 
 
-def network(name: str, samples: int) -> None:
+def network(name: str, samples: int, rotation_keys: int) -> None:
     """Compile an example, run it encrypted, and print a line for each number."""
     with np.load(EXAMPLES / "data" / "fashion_test.npz") as data:
         images = data["image"][:samples]
@@ -59,6 +59,7 @@ def network(name: str, samples: int) -> None:
             "he",
             calibration=EXAMPLES / "data" / "fashion_calibration.npz",
             shape={"image": (1, 784)},
+            options={"max_rotation_keys": rotation_keys},
         )
         pairs = evaluated(MODELS[name], artifact, [{"image": image[None]} for image in images])
     right = sum(int(found.argmax() == label) for (found, _), label in zip(pairs, labels, strict=True))
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("what", choices=[*MODELS, "block", "operations", "bootstrap"])
     parser.add_argument("--backend", choices=["seal", "openfhe"], default="seal")
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--rotation-keys", type=int, default=0, help="most rotations that have a key")
     parser.add_argument("--peers", action="store_true", help="run TenSEAL's high-level interface too")
     given = parser.parse_args()
     if given.what == "bootstrap" or given.backend == "openfhe":
@@ -214,7 +216,7 @@ def main() -> None:
     if given.what == "block":
         block(min(given.samples, 3))
         return
-    network(given.what, given.samples)
+    network(given.what, given.samples, given.rotation_keys)
     if given.peers:
         tenseal()
 

@@ -1,7 +1,7 @@
 """Single operations and bootstrapping of OpenFHE, in an interpreter that has it (see docs/he.md).
 
-    OMP_NUM_THREADS=1 openfhe/bin/python benchmarks/he_openfhe.py operations
-    OMP_NUM_THREADS=1 openfhe/bin/python benchmarks/he_openfhe.py bootstrap [--logn 16] [--slots 16] [--bits 57]
+    OMP_NUM_THREADS=1 openfhe-env/bin/python benchmarks/he_openfhe.py operations
+    OMP_NUM_THREADS=1 openfhe-env/bin/python benchmarks/he_openfhe.py bootstrap [--logn 16] [--slots 16] [--bits 57]
 
 `bootstrap` prints the noise as the simulator has it, too: divided by sqrt(slots) 2^correction.
 """

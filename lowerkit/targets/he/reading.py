@@ -36,7 +36,7 @@ AFFINE: Mapping[str, tuple[int, ...]] = {
         ),
         (0,),
     ),
-    **dict.fromkeys(("BatchNorm", "BatchRMSNorm"), (0,)),
+    **dict.fromkeys(("AverageForMaxPool", "BatchNorm", "BatchRMSNorm"), (0,)),
 }  # fmt: skip
 #: Constant inputs that are added; for jointly affine operators, all are.
 ADDED: Mapping[str, tuple[int, ...]] = {

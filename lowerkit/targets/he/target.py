@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from lowerkit.targets.he.parameters import Planned, Range
 from lowerkit.targets.he.program import Polynomial, Program
 from lowerkit.targets.he.runtime.files import RunError
 from lowerkit.targets.he.sizes import sizes
-from lowerkit.targets.he.worker import Worker
+from lowerkit.targets.he.worker import Worker, importable
 
 #: Functions of one variable, which polynomials on calibrated intervals replace: family -> canonical operator. The
 #: last three are what is left of softmax, of divisions by encrypted numbers and of layer norms.
@@ -54,7 +53,7 @@ class HeTarget(Target):
     """Writes a client and a server that compute on CKKS ciphertexts. Options: see `docs/he.md`."""
 
     name = "he"
-    summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL)"
+    summary = "a client and a server that compute on encrypted numbers (CKKS, with SEAL or OpenFHE)"
     defaults: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(FUNCTIONS, "interval-poly"),
         **PRECISE,
@@ -124,7 +123,7 @@ class HeTarget(Target):
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """Client and server with fresh keys: every run encrypts, evaluates and decrypts."""
-        if _checked(options)["backend"] == "openfhe" and find_spec("openfhe") is None:
+        if _checked(options)["backend"] == "openfhe" and not importable():
             return Worker(directory, options.get("openfhe_python", ""))
         return _Both(directory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -19,23 +20,33 @@ from lowerkit.targets.he.runtime.openfhe_scheme import INSTALL
 VARIABLE = "LOWERKIT_OPENFHE_PYTHON"
 
 
+def importable() -> bool:
+    """Whether this interpreter has OpenFHE, and not just a folder of that name."""
+    try:
+        import openfhe
+    except ImportError:  # a wheel for another version of Python, for one
+        return False
+    return hasattr(openfhe, "GenCryptoContext")
+
+
 def interpreter(given: str) -> Path:
     """The interpreter that has OpenFHE: the one given, or else that of the environment variable.
 
     Raises ToolError where there is none, with what to do.
     """
     path = given or os.environ.get(VARIABLE, "")
-    hint = f"{INSTALL}; then --option openfhe_python=openfhe/bin/python, or {VARIABLE}"
+    hint = f"install it: {INSTALL}; then --option openfhe_python=openfhe-env/bin/python, or {VARIABLE}"
     if not path:
         raise ToolError("target 'he': this Python has no OpenFHE, and no other is named", hint=hint)
-    command = [path, "-c", "import openfhe"]
+    command = [path, "-c", "from openfhe import GenCryptoContext"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise ToolError(f"target 'he': cannot run {path}: {error.strerror or error}", hint=hint) from None
     if done.returncode:
         raise ToolError(f"target 'he': {path} has no OpenFHE: {_last(done.stderr)}", hint=hint)
-    return Path(path)
+    # Absolute, as commands run in the artifact's folder; not resolved, as a virtual environment's is a link.
+    return Path(shutil.which(path) or path).absolute()
 
 
 class Worker:

@@ -15,7 +15,7 @@ from .files import RunError
 from .scheme import Parameters
 
 INSTALL = (
-    "python3.10 -m venv openfhe && openfhe/bin/pip install numpy openfhe==1.6.1.0.22.4 "
+    "python3.10 -m venv openfhe-env && openfhe-env/bin/pip install numpy openfhe==1.6.1.0.22.4 "
     "(the wheel is for CPython 3.10 on Linux)"
 )
 
