@@ -23,8 +23,8 @@ from lowerkit.targets.he.stored import stored
 ERROR = 3.24
 #: Bootstrapping's noise is sqrt(slots) 2^correction times the sum of two parts: of operations, with the scale, and of
 #: the polynomial that stands for the sine, without it. Both factors are fitted to runs of
-#: `python -m benchmarks.he bootstrap`, for degrees from 512 to 65536 and scales of 50 and 57 bits, and are within a
-#: factor of 3 of all of them.
+#: `python -m benchmarks.he bootstrap`, for degrees from 512 to 65536 and scales of 50 and 57 bits, few of them of the
+#: largest: an estimate that is meant to be above.
 BOOTSTRAP, REDUCTION = 1500.0, 1e-10
 
 
