@@ -301,6 +301,7 @@ def test_a_layer_without_rtl_is_refused_by_node(tmp_path: Path) -> None:
         ({"flow": "rtl", "seeds": 0}, "seeds must be"),
         ({"flow": "rtl", "search": "all"}, "search must be"),
         ({"flow": "rtl", "search": 1}, "search must be"),
+        ({"flow": "rtl", "router": "router3"}, "router must be router1, router2 or empty"),
         ({"flow": "rtl", "periods": {"l0": 1.5}}, "periods of layer 'l0' must be ps"),
         ({"flow": "rtl", "shared_linear": True}, "shared_linear is of the HLS flow"),
         ({"flow": "rtl", "interface": "axi"}, "RTL has streams"),

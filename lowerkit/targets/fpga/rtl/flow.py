@@ -192,6 +192,7 @@ def _place(
         progress=_counted(progress, len(seeds) + 1),
         label=lambda part: label.get(part, part),
         target_mhz=aim,
+        router=chosen["router"],
     )
     path = critical_path(design, made)
     if made.fmax < clock:
@@ -205,7 +206,9 @@ def _place(
     if chosen["bitstream"]:
         progress("bitstream", 0, 1)
         best = max(made.by_seed, key=lambda seed: (made.by_seed[seed], seed))
-        implement.bitstream(rtl, device, seed=int(best), target_mhz=aim, place=directory / PROJECT)
+        implement.bitstream(
+            rtl, device, seed=int(best), target_mhz=aim, router=chosen["router"], place=directory / PROJECT
+        )
     return {
         "implementation": {**asdict(made), "slowest_seed": made.slowest, "critical_path": path},
         "layers": _layers(design, made),

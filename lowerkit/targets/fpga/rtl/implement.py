@@ -25,7 +25,9 @@ SPEED = 6
 SEEDS = (1, 2, 3)
 #: What placement aims for where no clock is asked for.
 TARGET_MHZ = 150.0
-#: Look-up tables from which on nextpnr's second router takes over, which is much faster on large designs.
+#: nextpnr's routers: the first one is for speed of the design, the second one for that of routing.
+ROUTERS = ("router1", "router2")
+#: Look-up tables from which on the second one is taken where none is asked for.
 LARGE = 5_000
 #: What is counted, in messages.
 CELLS = {
@@ -88,6 +90,7 @@ def implement(
     top: str | None = None,
     seeds: Sequence[int] = SEEDS,
     target_mhz: float = TARGET_MHZ,
+    router: str = "",
     cache: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     label: Callable[[str], str] = str,
@@ -99,6 +102,7 @@ def implement(
     Args:
         top: the module, the whole design if None; a stage's module has the kernel's name, its place and its loop's.
         target_mhz: what placement aims for.
+        router: of ROUTERS; by size if empty.
         cache: the folder of results; `$XDG_CACHE_HOME/lowerkit/rtl` if None.
         progress: told what begins.
         label: how messages call an instance within the top module.
@@ -108,7 +112,7 @@ def implement(
         UnsupportedError: where the design does not fit: which resource, by how much, and its largest parts.
         ToolError: where a tool is missing, or fails.
     """
-    flow = _Flow(rtl, device, top or rtl.name, target_mhz, progress, label)
+    flow = _Flow(rtl, device, top or rtl.name, target_mhz, router, progress, label)
     if not seeds:
         raise PlanError("no seeds to place with", hint="give one or more")
     asked, found = flow.asked(), []
@@ -154,12 +158,12 @@ def count_ecp5(rtl: Rtl, *, top: str | None = None, cache: Path | None = None) -
     return kept(["ecp5", SCHEMA, name, rtl.verilog, versions()], counted, cache)
 
 
-def bitstream(rtl: Rtl, device: str, *, seed: int, target_mhz: float, place: Path) -> None:
+def bitstream(rtl: Rtl, device: str, *, seed: int, target_mhz: float, router: str = "", place: Path) -> None:
     """Write NAME.config and NAME.bit to `place`, as placed with a seed; pins are nextpnr's choice.
 
     Raises as `implement` does.
     """
-    flow = _Flow(rtl, device, rtl.name, target_mhz, lambda _: None, str)
+    flow = _Flow(rtl, device, rtl.name, target_mhz, router, lambda _: None, str)
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         flow.synthesise(Path(scratch))
         flow.place(Path(scratch), seed, ["--textcfg", "config"])
@@ -204,6 +208,7 @@ class _Flow:
     device: str
     top: str
     target: float
+    router: str
     progress: Callable[[str], None]
     label: Callable[[str], str]
 
@@ -214,7 +219,8 @@ class _Flow:
         versions()
 
     def asked(self) -> list[Any]:
-        return [self.top, self.rtl.verilog, self.device, SPEED, self.target, versions()]
+        options = [self.router] if self.router else []
+        return [self.top, self.rtl.verilog, self.device, SPEED, self.target, versions(), *options]
 
     def placed(self, seed: int, place: Path) -> dict[str, Any]:
         """The implementation with one seed; `place` is a folder that has the netlist from the first seed on."""
@@ -242,8 +248,8 @@ class _Flow:
         command += ["--speed", str(SPEED), "--json", "netlist.json", "--seed", str(seed)]
         command += ["--freq", f"{self.target:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
         command += ["--report", "report.json", "--log", "log", *more]
-        if area.total(self.synthesised(place))["luts"] >= LARGE:
-            command += ["--router", "router2"]
+        large = area.total(self.synthesised(place))["luts"] >= LARGE
+        command += ["--router", self.router or ROUTERS[large]]
         try:
             tools.run(command, place, f"nextpnr on {self.top} for {self.device}")
         except ToolError as error:

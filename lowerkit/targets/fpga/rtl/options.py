@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowerkit.errors import PlanError
-from lowerkit.targets.fpga.rtl.implement import DEVICES
+from lowerkit.targets.fpga.rtl.implement import DEVICES, ROUTERS
 
 OPTIONS: Mapping[str, Any] = {
     "flow": "hls",
@@ -15,6 +15,7 @@ OPTIONS: Mapping[str, Any] = {
     "seeds": 3,
     "search": "clock",
     "periods": {},
+    "router": "",
     "bitstream": False,
 }
 #: Where none is given: the largest.
@@ -65,6 +66,9 @@ def _check(options: Mapping[str, Any]) -> None:
     seeds = options["seeds"]
     if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= 99:
         raise PlanError(f"option seeds must be a number of placements from 1 to 99, not {seeds!r}")
+    if options["router"] not in ("", *ROUTERS):
+        known = ", ".join(ROUTERS)
+        raise PlanError(f"option router must be {known} or empty, for one by size, not {options['router']!r}")
     for layer, period in options["periods"].items():
         if isinstance(period, bool) or not isinstance(period, int) or not 100 <= period <= 100_000:
             raise PlanError(
