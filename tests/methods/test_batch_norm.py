@@ -156,6 +156,7 @@ def test_a_model_compiles_with_it(tmp_path: Path) -> None:
     )
     ir.save(model, tmp_path / "m.onnx")
     artifact = lowerkit.compile(tmp_path / "m.onnx", tmp_path / "out", methods={"norm": "batch-norm"})
-    (choice,) = artifact.plan.choices
+    (choice, relu) = artifact.plan.choices
+    assert relu.method == "keep"
     assert (choice.method, len(choice.options["mean"])) == ("batch-norm", 16)
     assert "(16 in all)" in (tmp_path / "out" / "report.html").read_text()
