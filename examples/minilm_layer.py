@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from examples.cut import cut, values
 from examples.fetch import fetch
 from examples.minilm import documents, tokenise
 from lowerkit.validation.samples import write_arrays
@@ -30,23 +30,8 @@ OUTPUT = f"{_PREFIX}encoder/layer.0/output/LayerNorm/LayerNormalization_output_0
 
 def layer() -> onnx.ModelProto:
     """Inputs `hidden` and `mask`, output `output`."""
-    model = onnx.load(fetch("minilm"))
-    # The values' sizes, which the file leaves open.
     shapes = {HIDDEN: [1, TOKENS, 384], MASK: [1, 1, 1, TOKENS], OUTPUT: [1, TOKENS, 384]}
-    kept = [info for info in model.graph.value_info if info.name not in shapes]
-    del model.graph.value_info[:]
-    made = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in shapes.items()]
-    model.graph.value_info.extend([*kept, *made])
-    cut = onnx.utils.Extractor(model).extract_model([HIDDEN, MASK], [OUTPUT])
-    names = {HIDDEN: "hidden", MASK: "mask", OUTPUT: "output"}
-    for node in cut.graph.node:
-        for values in (node.input, node.output):
-            values[:] = [names.get(value, value) for value in values]
-    for info in (*cut.graph.input, *cut.graph.output):
-        info.name = names[info.name]
-    del cut.graph.value_info[:]
-    onnx.checker.check_model(cut)
-    return cut
+    return cut(onnx.load(fetch("minilm")), {HIDDEN: "hidden", MASK: "mask"}, {OUTPUT: "output"}, shapes)
 
 
 def data() -> dict[str, np.ndarray]:
@@ -54,10 +39,7 @@ def data() -> dict[str, np.ndarray]:
     tokens = {name: array[:, :TOKENS] for name, array in tokenise(documents()).items()}
     lengths = np.random.default_rng(0).integers(8, TOKENS + 1, len(tokens["input_ids"]))
     tokens["attention_mask"] = tokens["attention_mask"] * (np.arange(TOKENS) < lengths[:, None])
-    model = onnx.load(fetch("minilm"))
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in (HIDDEN, MASK))
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    hidden, mask = session.run([HIDDEN, MASK], tokens)
+    hidden, mask = values(onnx.load(fetch("minilm")), [HIDDEN, MASK], tokens)
     return {"hidden": hidden, "mask": mask}
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from examples.cut import cut, values
 from lowerkit.validation.samples import write_arrays
 
 HERE = Path(__file__).parent
@@ -35,32 +35,13 @@ INPUT, OUTPUT = "add_13", "add_149"
 
 def block() -> onnx.ModelProto:
     """Input `tokens`, output `mixed`."""
-    model = onnx.load(MODEL)
     shape = [1, TOKENS, SIZE]
-    kept = [info for info in model.graph.value_info if info.name not in (INPUT, OUTPUT)]
-    del model.graph.value_info[:]
-    made = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in (INPUT, OUTPUT)
-    ]
-    model.graph.value_info.extend([*kept, *made])
-    cut = onnx.utils.Extractor(model).extract_model([INPUT], [OUTPUT])
-    names = {INPUT: "tokens", OUTPUT: "mixed"}
-    for node in cut.graph.node:
-        for values in (node.input, node.output):
-            values[:] = [names.get(value, value) for value in values]
-    for info in (*cut.graph.input, *cut.graph.output):
-        info.name = names[info.name]
-    del cut.graph.value_info[:]
-    onnx.checker.check_model(cut)
-    return cut
+    return cut(onnx.load(MODEL), {INPUT: "tokens"}, {OUTPUT: "mixed"}, {INPUT: shape, OUTPUT: shape})
 
 
 def tokens(images: np.ndarray) -> np.ndarray:
     """What the block reads of images, float32 [n, 16, 32]."""
-    model = onnx.load(MODEL)
-    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(INPUT))
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run([INPUT], {"image": images})[0]
+    (found,) = values(onnx.load(MODEL), [INPUT], {"image": images})
     return found
 
 

@@ -82,7 +82,7 @@ def check_target(model: ir.Model, target: Target, *, lowered: bool) -> None:
                 continue
             reason: str | None = "the target cannot compute it, and the plan keeps it"
             family = registry.family_of_node(node)
-            known = ", ".join(name for of, name in registry.methods() if of == family)
+            known = ", ".join(registry.names_of(family))
             hint = f"choose a method for it, by --method {family}=NAME or in the plan: {known}"
         elif node.domain == DOMAIN or (node.op_type in target.expands and not lowered):
             continue

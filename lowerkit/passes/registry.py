@@ -71,12 +71,17 @@ def family_of_node(node: ir.Node) -> str | None:
     return family_of(node.op_type) if canonical else None
 
 
+def names_of(family: str | None) -> list[str]:
+    """The methods of a family."""
+    return [name for of, name in methods() if of == family]
+
+
 def method_class(family: str, name: str) -> type[Method]:
     """The method class. Raises PlanError that lists the known names."""
     try:
         return methods()[family, name]
     except KeyError:
-        known = ", ".join([KEEP, *(n for f, n in methods() if f == family)])
+        known = ", ".join([KEEP, *names_of(family)])
         hint = f"known: {known} (see `lowerkit passes`)"
         raise PlanError(f"no {family} method '{name}'", hint=hint) from None
 

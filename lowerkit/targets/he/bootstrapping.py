@@ -231,7 +231,7 @@ def _segments(
     for j in range(i + 1, len(stops)):
         for k in range(done, stops[j].after + 1):
             op = packed.ops[k]
-            depths[k] = max((depths[a] for a in op.args), default=0) + (op.kind in ("mul", "mul_plain"))
+            depths[k] = max((depths[a] for a in op.args), default=0) + op.multiplies
             kinds.append((op.kind, depths[k]))
         done = stops[j].after + 1
         depth = max(depths[v] for v in stops[j].values)

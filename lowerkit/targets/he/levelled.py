@@ -250,7 +250,7 @@ class _Lowering:
 
     def run(self) -> Levelled:
         values: list[int] = []
-        latest = self.packed.latest()
+        latest = [] if self.refreshed else self.packed.latest()
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
             args = [values[a] for a in op.args]

@@ -33,6 +33,11 @@ class Op:
     plain: int = -1
     layer: str = ""
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether it adds to multiplicative depth."""
+        return self.kind in ("mul", "mul_plain")
+
 
 @dataclass
 class Packed:
@@ -134,7 +139,7 @@ class Packed:
         found: list[int] = []
         for op in self.ops:
             below = max((found[a] for a in op.args), default=0)
-            found.append(below + (op.kind in ("mul", "mul_plain")))
+            found.append(below + op.multiplies)
         return found
 
     def latest(self) -> list[int]:
@@ -142,7 +147,7 @@ class Packed:
         depths = self.depths()
         found = [max((depths[i] for i in self.outputs), default=0)] * len(self.ops)
         for i in reversed(self.needed()):
-            below = found[i] - (self.ops[i].kind in ("mul", "mul_plain"))
+            below = found[i] - self.ops[i].multiplies
             for operand in self.ops[i].args:
                 found[operand] = min(found[operand], below)
         return found

@@ -271,7 +271,7 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
         operands = [np.minimum(found[a], ABSURD) for a in op.args]  # whose squares are no overflow
         if op.kind == "input":
             made = next(given)
-        elif op.kind in ("mul", "mul_plain"):
+        elif op.multiplies:
             with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float64 is not proved
                 made = operands[0] * (np.abs(program.plains[op.plain]) if op.plain >= 0 else operands[1])
         elif op.kind == "rotate":

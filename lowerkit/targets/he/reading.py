@@ -193,13 +193,12 @@ def _composite(node: ir.Node) -> tuple[Polynomial, Polynomial]:
     assert value is not None
     odd = [np.asarray(a.const_value.numpy(), np.float64) for a in arrays if a is not None and a.const_value]
     # Coefficients of x^15, x^13, ..., x.
-    inner, outer = (np.ravel(np.stack([np.zeros_like(c), c[::-1]], axis=1)) for c in odd)
+    rising = (np.ravel(np.stack([np.zeros_like(c), c[::-1]], axis=1)) for c in odd)
+    inner, outer = (np.trim_zeros(c, "b") for c in rising)
     offset = next(a.offset for a in ACTIVATIONS if node.op_type == f"{COMPOSITE}{a.op}")
     reach = SLACK * np.abs(powers.polyval(np.linspace(-1, 1, 4001), inner)).max()
-    first = chebyshev.poly2cheb(np.trim_zeros(inner, "b") / reach)
-    second = chebyshev.poly2cheb(
-        np.trim_zeros(outer, "b") * reach ** np.arange(len(np.trim_zeros(outer, "b")))
-    )
+    first = chebyshev.poly2cheb(inner / reach)
+    second = chebyshev.poly2cheb(outer * reach ** np.arange(len(outer)))
     second[0] += offset
     out, limit = node.outputs[0], float(node.attributes["limit"].as_float())
     label, shape, between = node.name or _name(out), _shape(out), f"{_name(out)}.inner"

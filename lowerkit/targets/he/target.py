@@ -233,7 +233,7 @@ def _within_memory(program: Program, options: dict[str, Any]) -> dict[str, Any]:
 
     Raises UnsupportedError where the server would hold more than the option max_memory with any number.
     """
-    lowered = parameters.build(program, options).levelled
+    chosen, lowered = options, parameters.build(program, options).levelled
     keys = len(lowered.steps())
     while (needed := sizes(lowered).server / 2**30) > options["max_memory"]:
         keys //= 2
@@ -243,11 +243,9 @@ def _within_memory(program: Program, options: dict[str, Any]) -> dict[str, Any]:
                 f"{options['max_memory']:g}",
                 hint="give it more, or compile for a smaller --shape or another packing",
             )
-        fewer = {**options, "max_rotation_keys": keys}
-        lowered = parameters.build(program, fewer).levelled
-        if sizes(lowered).server / 2**30 <= options["max_memory"]:
-            return fewer
-    return options
+        chosen = {**options, "max_rotation_keys": keys}
+        lowered = parameters.build(program, chosen).levelled
+    return chosen
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,6 +239,10 @@ class _Flow:
         """Of the netlist in a folder."""
         return area.synthesised(json.loads((place / "netlist.json").read_bytes()))
 
+    def router_by_size(self, place: Path) -> str:
+        """Of ROUTERS, for the netlist in a folder."""
+        return ROUTERS[area.total(self.synthesised(place))["luts"] >= LARGE]
+
     def place(self, place: Path, seed: int, more: Sequence[str]) -> dict[str, Any]:
         """nextpnr's report."""
         chip = DEVICES[self.device]
@@ -248,8 +252,7 @@ class _Flow:
         command += ["--speed", str(SPEED), "--json", "netlist.json", "--seed", str(seed)]
         command += ["--freq", f"{self.target:g}", "--timing-allow-fail", "--lpf-allow-unconstrained"]
         command += ["--report", "report.json", "--log", "log", *more]
-        large = area.total(self.synthesised(place))["luts"] >= LARGE
-        command += ["--router", self.router or ROUTERS[large]]
+        command += ["--router", self.router or self.router_by_size(place)]
         try:
             tools.run(command, place, f"nextpnr on {self.top} for {self.device}")
         except ToolError as error:
