@@ -10,7 +10,7 @@ from scipy import sparse
 
 from lowerkit.targets.he import cost
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.diagonals import Diagonals, distinct, giant_steps, offsets, rotations
+from lowerkit.targets.he.packing.diagonals import Diagonals, best_split, distinct, offsets, rotations
 from lowerkit.targets.he.packing.layout import Layout
 
 
@@ -64,17 +64,16 @@ class Way:
 def priced(
     matrix: sparse.csr_array, source: Layout, plan: Diagonals, level: int
 ) -> tuple[float, int, Diagonals]:
-    """Estimated seconds, how many diagonals there are, and the plan with the best giant step."""
+    """Estimated seconds, how many diagonals there are, and the plan with the best baby steps."""
     steps = distinct(offsets(matrix, source, plan)[0])
     folds = (source.period // plan.fold).bit_length() - 1
-    # By number alone, and the most baby steps of equal numbers: maps of one value share these.
-    counted = [(*rotations(steps, giant), giant) for giant in giant_steps(steps)]
-    babies, giants, giant = min(counted, key=lambda found: (found[0] + found[1], -found[2]))
+    baby = best_split(steps)
+    babies, giants = rotations(steps, baby)
     taken = seconds(source.slots, level, rotate=babies, rescale=giants + 1)
     taken += seconds(source.slots, level - 1, rotate=giants)
     taken += seconds(source.slots, level, mul_plain=len(steps), add=len(steps))
     taken += seconds(source.slots, level - 1, rotate=folds, add=folds)
-    return taken, len(steps), replace(plan, giant=giant)
+    return taken, len(steps), replace(plan, baby=baby)
 
 
 def plan_for(wanted: Layout, source: Layout) -> Diagonals:
