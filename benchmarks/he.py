@@ -162,7 +162,9 @@ def tenseal() -> None:
 def helayers(name: str, python: str, samples: int = 10) -> None:
     """The same network by HElayers' path for ONNX files, in an interpreter that has it; free for non-commercial use."""
     if not python:
-        print("helayers: left out, for no interpreter has it (--helayers-python; its wheel is for CPython 3.10)")
+        print(
+            "helayers: left out, for no interpreter has it (--helayers-python; its wheel is for CPython 3.10)"
+        )
         return
     model = onnx.load(EXAMPLES / "models" / f"{MODELS[name]}.onnx")
     with np.load(EXAMPLES / "data" / "fashion_test.npz") as data:
@@ -254,7 +256,9 @@ def main() -> None:
     parser.add_argument("--backend", choices=["seal", "openfhe"], default="seal")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--rotation-keys", type=int, default=0, help="most rotations that have a key")
-    parser.add_argument("--peers", action="store_true", help="run TenSEAL's high-level interface and HElayers too")
+    parser.add_argument(
+        "--peers", action="store_true", help="run TenSEAL's high-level interface and HElayers too"
+    )
     parser.add_argument("--helayers-python", default="", help="an interpreter that has pyhelayers")
     given = parser.parse_args()
     if given.what == "bootstrap" or given.backend == "openfhe":
