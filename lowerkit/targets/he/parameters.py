@@ -32,6 +32,7 @@ from lowerkit.targets.he.packed import Packed, magnitudes
 from lowerkit.targets.he.packing.network import least_depth, pack
 from lowerkit.targets.he.packing.ways import Network
 from lowerkit.targets.he.program import Program
+from lowerkit.targets.he.report import estimated
 
 #: Rings of each library that hold more than a product.
 DEGREES: Mapping[str, tuple[int, ...]] = {
@@ -74,6 +75,8 @@ def plan(
 ) -> dict[str, Any]:
     """The options with `ring`, `scale` and `head` chosen: the smallest ring that is secure and precise enough.
 
+    Where tensors take several ciphertexts there, larger rings that need fewer may take less time, and are compared.
+
     Args:
         samples: calibration samples, by graph input.
         ranges: inputs' ranges.
@@ -81,18 +84,28 @@ def plan(
 
     Raises UnsupportedError where there is none, with what each ring lacks.
     """
-    lacks = []
+    lacks: list[str] = []
+    found: list[tuple[float, dict[str, Any]]] = []
     degrees = (options["ring"],) if options["ring"] else DEGREES[options["backend"]]
     ways = [] if options["refresh"] else [(_in_ring, degree) for degree in degrees]
     if options["backend"] == "openfhe":
         ways.append((_with_bootstrapping, degrees[-1]))
     for way, degree in ways:
+        if found and way is _with_bootstrapping:
+            break
         try:
-            return way(program, samples, ranges, {**options, "ring": degree})
+            chosen = way(program, samples, ranges, {**options, "ring": degree})
         except UnsupportedError as error:
             if len(ways) == 1:
                 raise
             lacks.append(f"{degree}: " + error.reason.removeprefix("target 'he': "))
+            continue
+        planned = build(program, chosen)
+        found.append((estimated(planned.levelled), chosen))
+        if all(len(parts) == 1 for parts in planned.network.tensors.values()):
+            break
+    if found:
+        return min(found, key=lambda each: each[0])[1]
     raise UnsupportedError(
         f"target 'he': no ring can hold it; by degree, {'; '.join(lacks)}",
         hint="compile for a smaller --shape, a shallower model, or with a larger option precision",
@@ -184,8 +197,8 @@ def _with_bootstrapping(
 def _packed(program: Program, options: Mapping[str, Any]) -> Network:
     slots = options["ring"] // 2
     if not options["refresh"]:
-        return pack(program, slots, options["packing"])
-    few = pack(program, min(options["refresh"], slots), options["packing"])
+        return pack(program, slots, options["packing"], options["parts"])
+    few = pack(program, min(options["refresh"], slots), options["packing"], options["parts"])
     return bootstrapping.widened(few, slots)
 
 

@@ -73,6 +73,7 @@ class HeTarget(Target):
         "scale": 0,
         "head": 0,
         "packing": "auto",
+        "parts": 0,
         "precision": 1e-4,
         "margin": 1.5,
         "ranges": {},
@@ -269,7 +270,14 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
         )
     longest = LONGEST - 1
-    limits = {"scale": longest, "head": longest, "digits": 64, "levels": 64, "max_rotation_keys": 1 << 15}
+    limits = {
+        "scale": longest,
+        "head": longest,
+        "digits": 64,
+        "levels": 64,
+        "parts": 1 << 10,
+        "max_rotation_keys": 1 << 15,
+    }
     for key, largest in limits.items():
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
