@@ -140,8 +140,8 @@ class HeTarget(Target):
         network, lowered = planned.network, planned.levelled
         shapes = {v.name: tuple(v.shape.numpy()) for v in _values(model) if v.shape is not None}
         multiples = planned.program.multiples
-        known = {name: (name, 1.0) for name in network.values}
-        known |= {name: held for name, held in multiples.items() if held[0] in network.values}
+        known = {name: (name, 1.0) for name in network.tensors}
+        known |= {name: held for name, held in multiples.items() if held[0] in network.tensors}
         names = dict.fromkeys([*network.outputs, *(tap for tap in taps if tap in known)])
 
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -150,9 +150,11 @@ class HeTarget(Target):
             values = {}
             for name in names:
                 held, multiple = known[name]
-                slots = found[lowered.origin[network.values[held]]]
-                numbers = slots[network.layouts[held].places] / multiple
-                values[name] = numbers.reshape(shapes[name]).astype(np.float32)
+                numbers = np.zeros(shapes[name])
+                for part in network.tensors[held]:
+                    slots = found[lowered.origin[part.value]]
+                    numbers.flat[part.elements] = slots[part.slots] / multiple
+                values[name] = numbers.astype(np.float32)
             return values
 
         return run
@@ -194,9 +196,12 @@ def _check_intervals(planned: Planned, found: Sequence[np.ndarray]) -> None:
     """Warn of the first polynomial whose operand leaves [-1, 1], to which its interval was mapped."""
     for step in planned.program.steps:
         if isinstance(step, Polynomial):
-            operand = found[planned.levelled.origin[planned.network.values[step.value]]]
+            operands = (
+                found[planned.levelled.origin[part.value]][part.slots]
+                for part in planned.network.tensors[step.value]
+            )
             # Noise may carry a number at the interval's end a little beyond it.
-            if (reach := float(np.abs(operand).max())) > 1 + 1e-3:
+            if (reach := max(float(np.abs(x).max()) for x in operands)) > 1 + 1e-3:
                 warnings.warn(
                     f"node '{step.node}': its input leaves the interval of its polynomial, {reach:.3g} times as "
                     "far from the middle as the end; compile with calibration data like it, or a larger margin",
