@@ -87,6 +87,9 @@ def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> 
             error = np.abs(rows["encrypted"][-1] - rows["lowered"][-1]).max()
             print(f"  {first + batch} samples: {seconds[-1]:.1f} s, error {error:.2g}", flush=True)
         memory = _peak_of_children()
+        (costs,) = get_target("he").costs(artifact.directory)
+    for row in (costs.columns, *costs.rows):
+        print("  " + ", ".join(map(str, row)))
     found = {key: np.concatenate(values) for key, values in rows.items()}
     top = {key: values.argmax(axis=1) for key, values in found.items()}
     result = {
@@ -106,7 +109,7 @@ def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> 
     }
     for key, value in result.items():
         print(f"  {key}: {value}")
-    return result
+    return {**result, "layers": [costs.columns, *costs.rows]}
 
 
 def _peak_of_children() -> float:

@@ -65,6 +65,7 @@ class HeTarget(Target):
     )
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
+    self_checked = 1  # which may take minutes
     options: ClassVar[Mapping[str, Any]] = {
         "backend": "seal",
         "openfhe_python": "",
