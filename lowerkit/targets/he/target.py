@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
-from lowerkit.targets.he import artifact, parameters, reading, report, simulator
+from lowerkit.targets.he import artifact, measured, parameters, reading, report, simulator
 from lowerkit.targets.he.chains import LONGEST
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
@@ -66,6 +65,7 @@ class HeTarget(Target):
     )
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
+    self_checked = 1  # which may take minutes
     options: ClassVar[Mapping[str, Any]] = {
         "backend": "seal",
         "openfhe_python": "",
@@ -134,7 +134,7 @@ class HeTarget(Target):
 
         loaded = Artifact.load(directory)
         lowered = self.planned(loaded.model(), loaded.plan.options).levelled
-        return (report.table(lowered, _MEASURED.get(_circuit(directory))),)
+        return (report.table(lowered, measured.known(directory)),)
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """The simulator, with noise as of encryption, which sees intermediate values too."""
@@ -160,15 +160,6 @@ class HeTarget(Target):
             return values
 
         return run
-
-
-#: Circuit -> seconds of each operation, in the fastest encrypted run of this process.
-_MEASURED: dict[str, list[float]] = {}
-
-
-def _circuit(directory: Path) -> str:
-    found: str = json.loads((directory / "server" / "server.json").read_text())["circuit"]
-    return found
 
 
 class _Both:
@@ -199,8 +190,7 @@ class _Both:
             found = self.client.decrypt(answer)
         except RunError as error:
             raise ArtifactError(str(error)) from None
-        known = _MEASURED.setdefault(self.server.circuit, self.server.seconds)
-        _MEASURED[self.server.circuit] = min(known, self.server.seconds, key=sum)
+        measured.remember(self.server.circuit, self.server.seconds)
         return found
 
 
