@@ -74,6 +74,7 @@ class HeTarget(Target):
         "head": 0,
         "packing": "auto",
         "parts": 0,
+        "pairs": "auto",
         "precision": 1e-4,
         "margin": 1.5,
         "ranges": {},
@@ -280,6 +281,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise PlanError(f"option {key} must be a number from {least:g} to {most:g}, not {value!r}")
     if merged["packing"] not in PACKINGS:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {merged['packing']!r}")
+    pairs = merged["pairs"]
+    if pairs != "auto" and (isinstance(pairs, bool) or pairs not in range(parameters.MOST_PAIRS + 1)):
+        raise PlanError(
+            f"option pairs must be auto or a whole number up to {parameters.MOST_PAIRS}, not {pairs!r}"
+        )
     if not isinstance(merged["insecure_for_testing"], bool):
         raise PlanError("option insecure_for_testing must be true or false")
     return merged
