@@ -23,8 +23,9 @@ from lowerkit.targets.he.levelled import Chain, Levelled, Refresh, Refreshed
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing.ways import Network
 
-#: Levels of OpenFHE's approximate reduction modulo the first prime, for uniform ternary secrets.
-REDUCTION = 14
+#: Levels of OpenFHE's approximate reduction modulo the first prime, by the secret under which the modulus was raised
+#: (GetModDepthInternal in ckksrns-fhe.cpp): of multiples of that prime a uniform one leaves up to 512, a sparse one 16.
+REDUCTION = {"uniform": 14, "sparse": 10}
 #: Level on which the last segment ends: with two primes left, outputs may be large.
 LAST = 1
 #: Digits of key switching at most: keys grow with them, and with two more little is gained.
@@ -35,14 +36,17 @@ MOST_LEVELS = 16
 WIDEST = 4
 
 
-def refresh_of(degree: int, slots: int) -> Refresh:
-    """Bootstrapping that keeps `slots` numbers: its levels, and OpenFHE's default for the correction of its scale.
+def refresh_of(options: Mapping[str, Any]) -> Refresh:
+    """Bootstrapping in the ring and for the numbers of the options: its levels, and OpenFHE's default for the
+    correction of its scale.
 
     With few slots each linear transform is one matrix product, at one level; with many they are split.
     """
+    degree, slots, secret = options["ring"], options["refresh"], options["secret"]
     budget = 1 if slots <= 64 else 2 if slots <= 1024 else 3
     correction = round(-0.1516 * (2 * math.log2(degree) + math.log2(slots)) + 14.284)
-    return Refresh(slots, (budget, budget), REDUCTION + 2 * budget, min(max(correction, 6), 13))
+    depth = REDUCTION[secret] + 2 * budget
+    return Refresh(slots, (budget, budget), depth, min(max(correction, 6), 13), secret == "sparse")
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ def _shortest(
         so_far = best[i]
         if so_far is None:
             continue
-        highest = levels - refresh_of(degree, slots).depth if i else levels
+        highest = levels - refresh_of(options).depth if i else levels
         refreshing = len(here.values) * cost.bootstrap_seconds(degree, slots)
         for j, level, time in _segments(packed, stops, i, highest, degree):
             reached, known = so_far[0] + refreshing + time, best[j]
@@ -259,7 +263,7 @@ def _doublings(cut: Cut, needed: Sequence[np.ndarray], samples: Sequence[Sequenc
 
 def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, int]]:
     """Levels and digits, each pair of which fits into `available` bits."""
-    depth = refresh_of(options["ring"], options["refresh"]).depth
+    depth = refresh_of(options).depth
     every = range(depth + 4, depth + MOST_LEVELS)
     for levels in [options["levels"]] if options["levels"] else every:
         bits = options["head"] + options["scale"] * (levels + 1)

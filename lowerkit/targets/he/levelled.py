@@ -39,12 +39,14 @@ class Refresh:
         budget: levels of its two linear transforms.
         depth: levels that it takes, of the highest.
         correction: bits by which a message is below the first prime while it reduces modulo that.
+        sparse: whether the modulus is raised under an ephemeral sparse secret, or under the uniform one.
     """
 
     slots: int
     budget: tuple[int, int]
     depth: int
     correction: int
+    sparse: bool
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
     network = network or _packed(program, options)
     packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
     if options["bootstraps"]:
-        refresh = bootstrapping.refresh_of(degree, options["refresh"])
+        refresh = bootstrapping.refresh_of(options)
         chain = refreshed_chain(degree, bits, head, options["levels"], options["digits"], refresh)
     elif options["backend"] == "openfhe":
         chain = openfhe_chain(packed, degree, bits, head, options["digits"])
@@ -115,6 +115,8 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
         chain = chain_of(packed, degree, bits, head)
     if not options["insecure_for_testing"]:
         security.check(chain.degree, (*chain.primes, *chain.specials))
+        if chain.refresh and chain.refresh.sparse:
+            security.check_ephemeral(chain.degree, (chain.primes[0], chain.specials[0]))
     if options["bootstraps"]:
         lowered = bootstrapping.lower(network, chain, options)
     else:
