@@ -99,18 +99,18 @@ class Chain:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """A packed value that is bootstrapped.
+    """A packed value that is bootstrapped, or brought down again from where it was bootstrapped before.
 
     Attributes:
         value: of the packed program.
         level: to which it is brought afterwards.
-        mask: float64 [slots], by which it is multiplied before.
+        mask: float64 [slots], by which it is multiplied before; None where it was bootstrapped before.
         doublings: afterwards.
     """
 
     value: int
     level: int
-    mask: np.ndarray
+    mask: np.ndarray | None
     doublings: int
 
 
@@ -252,6 +252,7 @@ class _Lowering:
 
     def run(self) -> Levelled:
         values: list[int] = []
+        fresh: dict[int, int] = {}  # what was bootstrapped, on the highest level
         latest = [] if self.refreshed else self.packed.latest()
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
@@ -275,7 +276,9 @@ class _Lowering:
             values.append(made)
             self.out.origin[index] = made
             for each in self.refreshed.get(index, ()):
-                values[each.value] = self.refresh(values[each.value], each)
+                if each.mask is not None:
+                    fresh[each.value] = self.refresh(values[each.value], each.mask, each.doublings)
+                values[each.value] = self.down(fresh[each.value], each.level)
         self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
         return self.out
 
@@ -288,8 +291,8 @@ class _Lowering:
             x = self._turned[x, part]
         return x
 
-    def refresh(self, x: int, each: Refreshed) -> int:
-        """x, masked and bootstrapped, at rest on the level that is wanted."""
+    def refresh(self, x: int, mask: np.ndarray, doublings: int) -> int:
+        """x, masked and bootstrapped, at rest on the highest level."""
         x, chain = self.rest(x), self.chain
         self.layer = self.out.ops[x].layer
         while self.out.ops[x].level > 2:
@@ -297,14 +300,14 @@ class _Lowering:
         scale, level = self.out.ops[x].scale, self.out.ops[x].level
         nominal = chain.scales[chain.top]
         factor = nominal * chain.primes[level] / scale
-        self.out.plains.append(each.mask)
+        self.out.plains.append(mask)
         plain = len(self.out.plains) - 1
         x = self.emit("mul_plain", (x,), level, scale * factor, plain=plain, plain_scale=factor)
         x = self.emit("rescale", (x,), level - 1, nominal)
         x = self.emit("bootstrap", (x,), chain.top, nominal)
-        for _ in range(each.doublings):
+        for _ in range(doublings):
             x = self.emit("add", (x, x), chain.top, nominal)
-        return self.down(x, each.level)
+        return x
 
     def _with_plain(self, kind: str, x: int, plain: int) -> int:
         op = self.out.ops[x]
@@ -324,7 +327,7 @@ def lower(
 
     Args:
         entry: level of the inputs; the highest if not given.
-        refreshed: operation -> what is bootstrapped after it.
+        refreshed: operation -> what is bootstrapped or brought down after it.
         most_keys: how many rotations may have keys; 0 is any number.
     """
     entry = len(chain.primes) - 1 if entry is None else entry

@@ -42,11 +42,10 @@ DEGREES: Mapping[str, tuple[int, ...]] = {
 MOST_SCALE, LEAST_SCALE = 45, 24
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
-#: Scale, and bits of the first prime beyond it, where there is bootstrapping: its noise is of a constant size, which is
-#: the less as part of a number the larger the scale.
-REFRESHED = {"scale": 57, "head": 3}
+#: Bits of the first prime beyond the scale where there is bootstrapping.
+REFRESHED_HEAD = 3
 #: Numbers that bootstrapping may keep, by time: about the fewest first.
-SLOTS = (16, 64, 256, 1024, 4096, 16384, 32768)
+SLOTS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
 #: Bounds beyond this are not followed any further.
@@ -161,15 +160,16 @@ def _with_bootstrapping(
     ranges: Mapping[str, Range],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """With as few bootstraps as possible, of as few numbers as possible, and then as small keys as possible."""
+    """With bootstraps of as few numbers as possible, and of those the first plan that is precise enough."""
     degree = options["ring"]
-    base = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
+    base = {**options, "head": options["head"] or REFRESHED_HEAD}
     available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
     lack = UnsupportedError(
         f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
         "where it could be",
         hint="use polynomials of a lower degree",
     )
+    noisy = 0  # the longest scale whose noise was found to be too large
     for slots in (options["refresh"],) if options["refresh"] else SLOTS:
         chosen = {**base, "refresh": slots}
         try:
@@ -178,8 +178,17 @@ def _with_bootstrapping(
             lack = error
             continue
         vectors = [vectors_of(network, sample) for sample in samples]
-        if found := bootstrapping.placed(network, vectors, chosen, available):
-            return _precise({**chosen, **found}, program, network, vectors)
+        few = pack(program, slots, options["packing"])
+        known = bootstrapping.places(few, [vectors_of(few, sample) for sample in samples])
+        for found in bootstrapping.placed(known, chosen, available):
+            if found["scale"] <= noisy:
+                continue
+            try:
+                return _precise({**chosen, **found}, program, network, vectors)
+            except UnsupportedError as error:
+                lack, noisy = error, found["scale"]
+        if noisy:
+            break
     raise lack
 
 

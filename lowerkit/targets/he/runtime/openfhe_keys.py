@@ -52,7 +52,7 @@ class Keys:
         """
         openfhe = self.scheme.openfhe
         secret = self.scheme.made(openfhe.UNIFORM_TERNARY).KeyGen().secretKey
-        text = openfhe.Serialize(secret, openfhe.JSON).decode()
+        text = openfhe.Serialize(secret, openfhe.JSON)
         uniform, sparse = (f'"mo": {int(d)},' for d in (openfhe.UNIFORM_TERNARY, openfhe.SPARSE_ENCAPSULATED))
         moved = openfhe.DeserializePrivateKeyString(text.replace(uniform, sparse), openfhe.JSON)
         if text.count(uniform) != 1 or moved.GetCryptoContext() != self.scheme.context:

@@ -30,7 +30,9 @@ class Scheme:
             raise RunError(f"OpenFHE is missing in this Python: {INSTALL}") from None
         self.openfhe: Any = openfhe
         self.parameters = parameters
-        self.context = self.made(openfhe.SPARSE_ENCAPSULATED if parameters.sparse else openfhe.UNIFORM_TERNARY)
+        self.context = self.made(
+            openfhe.SPARSE_ENCAPSULATED if parameters.sparse else openfhe.UNIFORM_TERNARY
+        )
         if self.context.GetElementParams().GetModulus() != math.prod(parameters.primes):
             raise RunError(
                 f"OpenFHE {openfhe.__version__} chooses other primes than the circuit is made for: {INSTALL}"
