@@ -286,8 +286,8 @@ def test_a_deep_network_with_bootstrapping_at_128_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, Reference(model)(samples[0])["y"], atol=0.05)
 
 
-#: Prints the number of the secret's coefficients that are not 0: the mean of the products of its values at a root and at
-#: the inverse root, of which OpenFHE's order has one at i and the other at -1 - i.
+#: Prints the number of the secret's coefficients that are not 0: the mean of the products of its values at a root and
+#: at the inverse root, of which OpenFHE's order has one at i and the other at -1 - i.
 WEIGHT = """
 import json
 from pathlib import Path

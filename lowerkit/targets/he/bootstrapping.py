@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -199,21 +199,19 @@ def lower(network: Network, chain: Chain, options: Mapping[str, Any]) -> Levelle
     needed = _needed(network)
     known = {str(cut.after): cut for cut in cuts(network.program)}
     slots = chain.refresh.slots if chain.refresh else 0
-    refreshed: dict[int, list[Refreshed]] = {}
-    before: Cut | None = None
+    refreshed: dict[int, Refreshed] = {}
+    earlier: tuple[int, ...] = ()
     for after, (level, *doublings) in options["bootstraps"].items():
         if after == "-1":
             continue
         cut = known.get(after)
-        kept = {v for v, bits in zip(cut.values, doublings, strict=False) if bits == KEPT} if cut else set()
-        earlier = before.values if before else ()
+        bits = dict(zip(cut.values, doublings, strict=False)) if cut else {}
+        kept = frozenset(v for v, n in bits.items() if n == KEPT)
         if cut is None or len(doublings) != len(cut.values) or not kept.issubset(earlier):
             raise PlanError(f"option bootstraps: after operation {after} nothing can be bootstrapped so")
-        refreshed[cut.after] = [
-            Refreshed(v, level, None if v in kept else _mask(needed[v], slots) / 2.0**bits, max(bits, 0))
-            for v, bits in zip(cut.values, doublings, strict=True)
-        ]
-        before = cut
+        new = {v: (_mask(needed[v], slots) / 2.0**n, n) for v, n in bits.items() if v not in kept}
+        refreshed[cut.after] = Refreshed(level, new, kept)
+        earlier = cut.values
     entry = options["bootstraps"]["-1"][0]
     return levelled.lower(network.program, chain, entry, refreshed, options["max_rotation_keys"])
 

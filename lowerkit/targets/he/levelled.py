@@ -99,19 +99,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """A packed value that is bootstrapped, or brought down again from where it was bootstrapped before.
+    """Values that are on the highest level from some operation on.
 
     Attributes:
-        value: of the packed program.
-        level: to which it is brought afterwards.
-        mask: float64 [slots], by which it is multiplied before; None where it was bootstrapped before.
-        doublings: afterwards.
+        level: to which they are brought where they are read.
+        bootstrapped: packed value -> float64 [slots], by which it is multiplied before, and doublings afterwards.
+        kept: values that were bootstrapped earlier.
     """
 
-    value: int
     level: int
-    mask: np.ndarray | None
-    doublings: int
+    bootstrapped: Mapping[int, tuple[np.ndarray, int]]
+    kept: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ class _Lowering:
         packed: Packed,
         chain: Chain,
         entry: int,
-        refreshed: Mapping[int, Sequence[Refreshed]],
+        refreshed: Mapping[int, Refreshed],
         most_keys: int,
     ) -> None:
         self.packed, self.chain, self.entry, self.refreshed = packed, chain, entry, refreshed
@@ -252,11 +250,11 @@ class _Lowering:
 
     def run(self) -> Levelled:
         values: list[int] = []
-        fresh: dict[int, int] = {}  # what was bootstrapped, on the highest level
+        start, highest = 0, frozenset[int]()
         latest = [] if self.refreshed else self.packed.latest()
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
-            args = [values[a] for a in op.args]
+            args = [self.down(values[a], start) if a in highest else values[a] for a in op.args]
             if op.kind == "input":
                 made = self.emit("input", (), self.entry, self.chain.scales[self.entry])
             elif op.kind in ("add", "sub"):
@@ -275,10 +273,10 @@ class _Lowering:
                 made = self._with_plain(op.kind, self.rest(args[0]), op.plain)
             values.append(made)
             self.out.origin[index] = made
-            for each in self.refreshed.get(index, ()):
-                if each.mask is not None:
-                    fresh[each.value] = self.refresh(values[each.value], each.mask, each.doublings)
-                values[each.value] = self.down(fresh[each.value], each.level)
+            if each := self.refreshed.get(index):
+                for value, (mask, doublings) in each.bootstrapped.items():
+                    values[value] = self.refresh(values[value], mask, doublings)
+                start, highest = each.level, each.kept.union(each.bootstrapped)
         self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
         return self.out
 
@@ -320,14 +318,14 @@ def lower(
     packed: Packed,
     chain: Chain,
     entry: int | None = None,
-    refreshed: Mapping[int, Sequence[Refreshed]] | None = None,
+    refreshed: Mapping[int, Refreshed] | None = None,
     most_keys: int = 0,
 ) -> Levelled:
     """The levelled program. The chain must be as deep as the program: see `parameters.plan`.
 
     Args:
         entry: level of the inputs; the highest if not given.
-        refreshed: operation -> what is bootstrapped or brought down after it.
+        refreshed: operation -> what is bootstrapped after it.
         most_keys: how many rotations may have keys; 0 is any number.
     """
     entry = len(chain.primes) - 1 if entry is None else entry

@@ -32,6 +32,7 @@ from lowerkit.targets.he.packed import Packed, magnitudes
 from lowerkit.targets.he.packing.network import least_depth, pack
 from lowerkit.targets.he.packing.ways import Network
 from lowerkit.targets.he.program import Program
+from lowerkit.targets.he.sizes import sizes
 
 #: Rings of each library that hold more than a product.
 DEGREES: Mapping[str, tuple[int, ...]] = {
@@ -180,16 +181,29 @@ def _with_bootstrapping(
         vectors = [vectors_of(network, sample) for sample in samples]
         few = pack(program, slots, options["packing"])
         known = bootstrapping.places(few, [vectors_of(few, sample) for sample in samples])
+        large: dict[str, Any] | None = None
         for found in bootstrapping.placed(known, chosen, available):
             if found["scale"] <= noisy:
                 continue
+            way = {**chosen, **found}
+            if options["max_memory"] and not _fits(program, way, network):
+                large = large or way
+                continue
             try:
-                return _precise({**chosen, **found}, program, network, vectors)
+                return _precise(way, program, network, vectors)
             except UnsupportedError as error:
                 lack, noisy = error, found["scale"]
+        if large and large["scale"] > noisy:  # may do with fewer rotation keys
+            return _precise(large, program, network, vectors)
         if noisy:
             break
     raise lack
+
+
+def _fits(program: Program, options: Mapping[str, Any], network: Network) -> bool:
+    """Whether a server with all rotation keys takes no more than the option max_memory."""
+    most: float = options["max_memory"] * 2**30
+    return sizes(build(program, options, network).levelled).server <= most
 
 
 def _packed(program: Program, options: Mapping[str, Any]) -> Network:

@@ -9,13 +9,13 @@ to N = 32768), which libraries check.
 All primes count: those of the levels, bootstrapping's among them, and those of key switching. Secrets are uniform
 ternary with both libraries, with bootstrapping too.
 
-Sparse-secret encapsulation (Bossuat, Troncoso-Pastoriza and Hubaux, ACNS 2022, eprint 2022/024) has a second secret, of
-32 coefficients that are not 0, for as long as bootstrapping raises the modulus. One key is encrypted under it, modulo the
-first prime of the levels and the first of key switching. For 128 bits that modulus may have 121 bits at N = 65536: so the
-paper's parameters in Lattigo (circuits/ckks/bootstrapping: parameters_literal.go, EphemeralSecretWeight;
-default_parameters.go, N16QP1767H32768H32, primes of 60 and 61 bits). The estimate behind a later version of OpenFHE
-(openfhe-development, issue 1041: lattice estimator, 126 bits) is above that, so that the stricter one is taken. For other
-degrees that OpenFHE's prime of 60 bits would fit there is none, and so they are refused.
+Sparse-secret encapsulation (Bossuat, Troncoso-Pastoriza and Hubaux, ACNS 2022, eprint 2022/024) has a second secret,
+of 32 coefficients that are not 0, for as long as bootstrapping raises the modulus. One key is encrypted under it,
+modulo the first prime of the levels and the first of key switching. For 128 bits that modulus may have 121 bits at
+N = 65536: so the paper's parameters in Lattigo 6 (circuits/ckks/bootstrapping: parameters_literal.go,
+EphemeralSecretWeight; default_parameters.go, N16QP1767H32768H32). The estimate behind a later version of OpenFHE
+(openfhe-development, issue 1041: lattice estimator, 126 bits) is above that, so that the stricter one is taken. For
+other degrees no bound is published that OpenFHE's prime of 60 bits would fit, and so they are refused.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_ephemeral(degree: int, primes: Sequence[int]) -> None:
     if bits(primes) > MOST_EPHEMERAL_BITS.get(degree, 0):
         known = ", ".join(f"{most} bits at {d}" for d, most in MOST_EPHEMERAL_BITS.items())
         raise UnsupportedError(
-            f"target 'he': a modulus of {bits(primes)} bits under a sparse secret is not known to be secure at 128 bits "
-            f"in the ring of degree {degree}; published are {known}",
+            f"target 'he': a modulus of {bits(primes)} bits under a sparse secret is not known to be secure at 128 "
+            f"bits in the ring of degree {degree}; published are {known}",
             hint="take the option secret=uniform, or insecure_for_testing, which marks the artifact",
         )

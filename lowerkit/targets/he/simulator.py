@@ -23,10 +23,10 @@ from lowerkit.targets.he.stored import stored
 ERROR = 3.24
 #: Multiples of the first prime that raising the modulus leaves, at most, by whether the secret is sparse.
 MULTIPLES = {False: 512, True: 16}
-#: Bootstrapping's noise is sqrt(slots) 2^correction times MULTIPLES times a sum of two parts: the primes' relative distance
-#: from the scale (the root of the mean square), for which with fixed scaling OpenFHE takes all of them, and this times the
-#: degree. That is fitted to runs of `benchmarks/he_openfhe.py bootstrap`, for degrees of 2048 and 65536, scales of 45 to 57
-#: bits, and 16 to 32768 slots: they have from a tenth to 1.6 times as much.
+#: Bootstrapping's noise is sqrt(slots) 2^correction times MULTIPLES times a sum of two parts: the primes' relative
+#: distance from the scale (the root of the mean square), for which with fixed scaling OpenFHE takes all of them, and
+#: this times the degree. That is fitted to runs of `benchmarks/he_openfhe.py bootstrap`, for degrees of 2048 and 65536,
+#: scales of 45 to 57 bits, and 16 to 32768 slots: they have from a tenth to 1.6 times as much.
 REDUCTION = 2.5e-15
 
 
