@@ -7,7 +7,15 @@ It is stricter everywhere than the HomomorphicEncryption.org standard of 2018 (2
 to N = 32768), which libraries check.
 
 All primes count: those of the levels, bootstrapping's among them, and those of key switching. Secrets are uniform
-ternary with both libraries, with bootstrapping too; sparse ones would need a table of their own, and none is used.
+ternary with both libraries, with bootstrapping too.
+
+Sparse-secret encapsulation (Bossuat, Troncoso-Pastoriza and Hubaux, ACNS 2022, eprint 2022/024) has a second secret,
+of 32 coefficients that are not 0, for as long as bootstrapping raises the modulus. One key is encrypted under it,
+modulo the first prime of the levels and the first of key switching. For 128 bits that modulus may have 121 bits at
+N = 65536: so the paper's parameters in Lattigo 6 (circuits/ckks/bootstrapping: parameters_literal.go,
+EphemeralSecretWeight; default_parameters.go, N16QP1767H32768H32). The estimate behind a later version of OpenFHE
+(openfhe-development, issue 1041: lattice estimator, 126 bits) is above that, so that the stricter one is taken. For
+other degrees no bound is published that OpenFHE's prime of 60 bits would fit, and so they are refused.
 """
 
 from __future__ import annotations
@@ -29,6 +37,9 @@ MOST_BITS: Mapping[int, int] = {
     1 << 17: 3523,
 }
 
+#: Ring degree -> most bits of the modulus under which a key is encrypted with a secret of weight 32.
+MOST_EPHEMERAL_BITS: Mapping[int, int] = {1 << 16: 121}
+
 
 def bits(primes: Sequence[int]) -> int:
     """Bits of the primes' product."""
@@ -47,4 +58,15 @@ def check(degree: int, primes: Sequence[int]) -> None:
             f"target 'he': a modulus of {bits(primes)} bits is not secure at 128 bits in the ring of degree {degree}, "
             f"which takes {MOST_BITS.get(degree, 0)} at most",
             hint="take a larger ring, or the option insecure_for_testing, which marks the artifact",
+        )
+
+
+def check_ephemeral(degree: int, primes: Sequence[int]) -> None:
+    """Raises UnsupportedError where a key under the sparse secret, modulo `primes`, is below 128 bits."""
+    if bits(primes) > MOST_EPHEMERAL_BITS.get(degree, 0):
+        known = ", ".join(f"{most} bits at {d}" for d, most in MOST_EPHEMERAL_BITS.items())
+        raise UnsupportedError(
+            f"target 'he': a modulus of {bits(primes)} bits under a sparse secret is not known to be secure at 128 "
+            f"bits in the ring of degree {degree}; published are {known}",
+            hint="take the option secret=uniform, or insecure_for_testing, which marks the artifact",
         )

@@ -21,11 +21,13 @@ from lowerkit.targets.he.stored import stored
 
 #: Standard deviation of a fresh error's coefficients.
 ERROR = 3.24
-#: Bootstrapping's noise is sqrt(slots) 2^correction times the sum of two parts: of operations, with the scale, and of
-#: the polynomial that stands for the sine, without it. Both factors are fitted to runs of
-#: `python -m benchmarks.he bootstrap`, for degrees from 512 to 65536 and scales of 50 and 57 bits, few of them of the
-#: largest: an estimate that is meant to be above.
-BOOTSTRAP, REDUCTION = 1500.0, 1e-10
+#: Multiples of the first prime that raising the modulus leaves, at most, by whether the secret is sparse.
+MULTIPLES = {False: 512, True: 16}
+#: Bootstrapping's noise is sqrt(slots) 2^correction times MULTIPLES times a sum of two parts: the primes' relative
+#: distance from the scale (the root of the mean square), for which with fixed scaling OpenFHE takes all of them, and
+#: this times the degree. That is fitted to runs of `benchmarks/he_openfhe.py bootstrap`, for degrees of 2048 and 65536,
+#: scales of 45 to 57 bits, and 16 to 32768 slots: they have from a tenth to 1.6 times as much.
+REDUCTION = 2.5e-15
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ class SimulatorEngine:
         mean = x.numbers.reshape(-1, refresh.slots).mean(axis=0)
         if self.noisy:
             angle = 2 * np.pi * mean / 2**refresh.correction
-            degree, budget = self.chain.degree, refresh.budget[0]
-            relative = BOOTSTRAP * budget**2 * degree**1.5 / scale + REDUCTION * math.sqrt(degree)
-            deviation = 2**refresh.correction * math.sqrt(refresh.slots) * relative
+            distances = [p / scale - 1 for p in self.chain.primes[self.chain.top + 1 :]]
+            part = math.sqrt(float(np.mean(np.square(distances)))) + REDUCTION * self.chain.degree
+            part *= MULTIPLES[refresh.sparse] * math.sqrt(refresh.slots)
+            deviation = 2**refresh.correction * part
             mean = mean * (1 - angle**2 / 6) + self._random.normal(0.0, deviation, refresh.slots)
         return Vector(np.tile(mean, self.chain.slots // refresh.slots), self.chain.top, scale)
 
