@@ -1,7 +1,7 @@
 """Single operations and bootstrapping of OpenFHE, in an interpreter that has it (see docs/he.md).
 
     OMP_NUM_THREADS=1 openfhe-env/bin/python benchmarks/he_openfhe.py operations
-    OMP_NUM_THREADS=1 openfhe-env/bin/python benchmarks/he_openfhe.py bootstrap [--logn 16] [--slots 16] [--bits 57] [--uniform]
+    OMP_NUM_THREADS=1 openfhe-env/bin/python benchmarks/he_openfhe.py bootstrap [--slots 16] [--bits 54] [--uniform]
 
 `bootstrap` prints the noise as the simulator has it, too: divided by sqrt(slots) 2^correction. It raises the modulus
 under a sparse secret, as circuits do unless the option secret is uniform. OpenFHE makes the other secret sparse then,
@@ -77,7 +77,7 @@ def bootstrap(degree: int, slots: int, bits: int, *, uniform: bool) -> None:
     """Time, noise and levels of bootstrapping `slots` numbers."""
     budget = 1 if slots <= 64 else 2 if slots <= 1024 else 3
     depth = (14 if uniform else 10) + 2 * budget + 4
-    context = context_of(degree, bits, bits + 3, depth, 4, uniform=uniform)
+    context = context_of(degree, bits, bits + (3 if uniform else 1), depth, 4, uniform=uniform)
     start = time.process_time()
     context.EvalBootstrapSetup([budget, budget], [0, 0], slots)
     secret = context.KeyGen().secretKey
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("what", choices=["operations", "bootstrap"])
     parser.add_argument("--logn", type=int, default=16)
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--bits", type=int, default=57)
+    parser.add_argument("--bits", type=int, default=54)
     parser.add_argument("--uniform", action="store_true")
     given = parser.parse_args()
     if given.what == "operations":
