@@ -316,11 +316,53 @@ def test_the_secret_is_not_sparse_but_for_the_raising_of_the_modulus(tmp_path: P
 
 
 def test_a_key_under_a_sparse_secret_has_its_own_bound() -> None:
-    security.check_ephemeral(65536, (1 << 60, (1 << 60) + 1))
+    security.check_ephemeral(65536, (1 << 55) - 1)
     with pytest.raises(UnsupportedError, match="122 bits under a sparse secret"):
-        security.check_ephemeral(65536, (1 << 60, (1 << 61) + 1))
+        security.check_ephemeral(65536, 1 << 55)
     with pytest.raises(UnsupportedError, match="published are 121 bits at 65536"):
-        security.check_ephemeral(32768, (1 << 40, 1 << 40))
+        security.check_ephemeral(32768, 1 << 40)
+
+
+#: Prints the moduli of the key under the sparse secret, of which OpenFHE has the index 4 below that of no rotation.
+EPHEMERAL = """
+import json, openfhe
+from pathlib import Path
+chosen = openfhe.CCParamsCKKSRNS()
+chosen.SetRingDim(64)
+chosen.SetScalingModSize(50)
+chosen.SetFirstModSize(55)
+chosen.SetMultiplicativeDepth(13)
+chosen.SetScalingTechnique(openfhe.FIXEDMANUAL)
+chosen.SetSecurityLevel(openfhe.HEStd_NotSet)
+chosen.SetSecretKeyDist(openfhe.SPARSE_ENCAPSULATED)
+context = openfhe.GenCryptoContext(chosen)
+for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE, openfhe.ADVANCEDSHE, openfhe.FHE):
+    context.Enable(feature)
+secret = context.KeyGen().secretKey
+context.EvalBootstrapSetup([1, 1], [0, 0], 4)
+context.EvalBootstrapKeyGen(secret, 4)
+context.SerializeEvalAutomorphismKey("keys.json", openfhe.JSON, secret.GetKeyTag())
+keys = json.loads(Path("keys.json").read_text())["value0"][0]["value"]["ptr_wrapper"]["data"]
+found = set()
+def walk(x):
+    if isinstance(x, dict):
+        if isinstance(x.get("cm"), dict) and isinstance(x["cm"]["v"], int):
+            found.add(x["cm"]["v"])
+        x = list(x.values())
+    for y in x if isinstance(x, list) else ():
+        walk(y)
+walk(next(each for each in keys if each["key"] == 2 * 64 - 4))
+print(json.dumps(sorted(found)))
+"""
+
+
+@needs_openfhe
+def test_the_key_under_the_sparse_secret_has_the_modulus_that_is_judged(tmp_path: Path) -> None:
+    command = [str(PYTHON), "-c", EPHEMERAL]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    *others, first = json.loads(done.stdout)
+    assert first.bit_length() == 55
+    assert security.bits(others) == security.EPHEMERAL_BITS
 
 
 def test_values_that_were_bootstrapped_before_are_kept() -> None:

@@ -33,9 +33,9 @@ LAST = 1
 MOST_DIGITS = 9
 #: Levels beyond bootstrapping's at most.
 MOST_LEVELS = 16
-#: Bits of scales: noise is of a constant size, which is the less as part of a number the larger the scale; but the
-#: shorter, the more levels.
-SCALES = (57, 55, 53, 51, 49)
+#: Bits of scales, by the secret: noise is of a constant size, which is the less as part of a number the larger the
+#: scale; but the shorter, the more levels. With a sparse secret `security` has a bound on the first prime, too.
+SCALES = {"uniform": (57, 55, 53), "sparse": (54, 53, 52, 51)}
 #: Most ciphertexts that are alive at one cut.
 WIDEST = 4
 #: Stands for the doublings of a value that is not bootstrapped at a cut.
@@ -295,7 +295,7 @@ def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, in
     """Scales, levels and digits that fit into `available` bits."""
     depth = refresh_of(options).depth
     every = range(depth + 4, depth + MOST_LEVELS)
-    for scale in [options["scale"]] if options["scale"] else SCALES:
+    for scale in [options["scale"]] if options["scale"] else SCALES[options["secret"]]:
         for levels in [options["levels"]] if options["levels"] else every:
             bits = options["head"] + scale * (levels + 1)
             for digits in [options["digits"]] if options["digits"] else possible_digits(levels + 1):

@@ -50,8 +50,9 @@ MOST_PAIRS = 64
 MOST_PAIRED = 38
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
-#: Bits of the first prime beyond the scale where there is bootstrapping.
-REFRESHED_HEAD = 3
+#: Bits of the first prime beyond the scale where there is bootstrapping, by its secret: a key under the sparse one has
+#: that prime for a modulus, which may be the longer the fewer they are.
+REFRESHED_HEAD = {"uniform": 3, "sparse": 1}
 #: Numbers that bootstrapping may keep, by time: about the fewest first.
 SLOTS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
@@ -136,7 +137,7 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
     if not options["insecure_for_testing"]:
         security.check(chain.degree, (*chain.primes, *chain.specials))
         if chain.refresh and chain.refresh.sparse:
-            security.check_ephemeral(chain.degree, (chain.primes[0], chain.specials[0]))
+            security.check_ephemeral(chain.degree, chain.primes[0])
     if options["bootstraps"]:
         lowered = bootstrapping.lower(network, chain, options)
     else:
@@ -209,7 +210,7 @@ def _with_bootstrapping(
 ) -> dict[str, Any]:
     """With bootstraps of as few numbers as possible, and of those the first plan that is precise enough."""
     degree = options["ring"]
-    base = {**options, "head": options["head"] or REFRESHED_HEAD}
+    base = {**options, "head": options["head"] or REFRESHED_HEAD[options["secret"]]}
     available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
     lack = UnsupportedError(
         f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
