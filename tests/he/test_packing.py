@@ -63,7 +63,7 @@ def test_dense_layers(sizes: tuple[int, int, int], packing: str, slots: int, see
     check(read(model), uniform(model, 1, seed), slots, packing)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     channels=st.tuples(*[st.integers(1, 4)] * 3),
     size=st.integers(6, 9),

@@ -198,8 +198,9 @@ def _rescaled(
 
 
 def _unscaled(packed: Packed, options: Mapping[str, Any]) -> frozenset[int]:
-    """See `pairing`."""
-    return unscaled(packed, options["pairs"]) if options["pairs"] != "auto" else frozenset()
+    """See `pairing`; OpenFHE's primes are all of one length."""
+    chosen = options["backend"] == "seal" and options["pairs"] != "auto"
+    return unscaled(packed, options["pairs"]) if chosen else frozenset()
 
 
 def _with_bootstrapping(
@@ -265,7 +266,8 @@ def _precise(
     chosen: dict[str, Any], program: Program, network: Network, vectors: Sequence[Sequence[np.ndarray]]
 ) -> dict[str, Any]:
     """The options, if their noise is small enough. Raises UnsupportedError."""
-    noise = SAFETY * simulated_noise(network, build(program, chosen, network).levelled, vectors)
+    limit = chosen["precision"] / SAFETY
+    noise = SAFETY * simulated_noise(network, build(program, chosen, network).levelled, vectors, limit)
     if not noise <= chosen["precision"]:
         raise UnsupportedError(
             f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {chosen['precision']:.2g}"
@@ -362,8 +364,13 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
     return [float(x.max()) for x in found]
 
 
-def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Sequence[np.ndarray]]) -> float:
-    """Largest difference of an output's number from exact arithmetic, over the samples' vectors."""
+def simulated_noise(
+    network: Network,
+    lowered: Levelled,
+    vectors: Sequence[Sequence[np.ndarray]],
+    limit: float = math.inf,
+) -> float:
+    """Largest difference of an output's number from exact arithmetic, over samples' vectors, until above `limit`."""
     worst = 0.0
     for seed, given in enumerate(vectors[:4]):
         exact = network.program.run(given)
@@ -372,4 +379,6 @@ def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Seque
         for part, after in zip(parts, lowered.outputs, strict=True):
             difference = noisy[after] - exact[part.value]
             worst = max(worst, float(np.abs(difference[part.slots]).max()))
+        if not worst <= limit:
+            break
     return worst
