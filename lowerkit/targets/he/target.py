@@ -64,6 +64,7 @@ class HeTarget(Target):
     native = frozenset(
         f"{kind}{op}" for kind in (reading.POLYNOMIAL, reading.COMPOSITE) for op in FUNCTIONS.values()
     )
+    plans_bodies = True
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
     options: ClassVar[Mapping[str, Any]] = {
