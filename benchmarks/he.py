@@ -1,7 +1,7 @@
-"""Encrypted inference: time, precision, accuracy and sizes, and TenSEAL's high-level interface beside it.
+"""Encrypted inference: time, precision, accuracy and sizes, and beside it TenSEAL's high-level interface and HElayers.
 
-    python -m benchmarks.he mlp [--samples 200] [--rotation-keys N] [--peers]
-    python -m benchmarks.he lenet [--samples 100] [--rotation-keys N]
+    python -m benchmarks.he mlp [--samples 200] [--rotation-keys N] [--peers] [--helayers-python PYTHON]
+    python -m benchmarks.he lenet [--samples 100] [--rotation-keys N] [--peers] [--helayers-python PYTHON]
     python -m benchmarks.he block [--samples 3]      # of the power-softmax ViT: see examples/vit_block.py
     python -m benchmarks.he operations [--backend openfhe]
     python -m benchmarks.he bootstrap
@@ -14,6 +14,7 @@ lengthens less. `operations` measures single operations, from which `targets/he/
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
 import time
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 import lowerkit
 import lowerkit.api
 from examples import vit_block
+from lowerkit.graph.load import load_model
 from lowerkit.reference import Reference
 from lowerkit.targets.base import get_target
 from lowerkit.targets.he.runtime import files
@@ -130,7 +133,6 @@ def tenseal() -> None:
     others are not, at whatever precision; the time is that of the same operations.
     """
     try:
-        import onnx
         import tenseal as ts
     except ImportError:
         print("tenseal: left out, for it is not installed (pip install tenseal)")
@@ -155,6 +157,57 @@ def tenseal() -> None:
     print(f"tenseal {ts.__version__}, high level, ring 8192")
     print(f"  evaluate: {wall:.4f} s, of the process {process:.4f} s")
     print(f"  error of the first logit {errors[0]:.2g}, of the others {errors[1:].max():.2g}")
+
+
+def helayers(name: str, python: str, samples: int = 10) -> None:
+    """The same network by HElayers' path for ONNX files, in an interpreter that has it; free for non-commercial use."""
+    if not python:
+        print(
+            "helayers: left out, for no interpreter has it (--helayers-python; its wheel is for CPython 3.10)"
+        )
+        return
+    model = onnx.load(EXAMPLES / "models" / f"{MODELS[name]}.onnx")
+    with np.load(EXAMPLES / "data" / "fashion_test.npz") as data:
+        images = data["image"][:samples]
+    with tempfile.TemporaryDirectory() as scratch:
+        graph, given, found = (Path(scratch, file) for file in ("model.onnx", "in.npy", "out.npy"))
+        shape = _without_reshapes(model)
+        onnx.save(model, graph)
+        np.save(given, images.reshape(-1, *shape))
+        worker = Path(__file__).with_name("he_helayers.py")
+        command = [python, str(worker), str(graph), str(given), str(found)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            print(f"helayers: left out, for it says: {done.stderr.strip().splitlines()[-1]}")
+            return
+        print(done.stdout, end="")
+        reference = Reference(load_model(graph))
+        expected = [next(iter(reference({"image": x[None]}).values()))[0] for x in np.load(given)]
+        print(f"  largest error {np.abs(np.load(found) - np.array(expected)).max():.2g}")
+
+
+def _without_reshapes(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Put the graph's input behind a leading Reshape, and Flatten for others: HElayers' parser takes no [-1, ...].
+
+    Returns the shape of a sample.
+    """
+    graph = model.graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim][1:]
+    for node in [n for n in graph.node if n.op_type == "Reshape"]:
+        if node.input[0] == graph.input[0].name:
+            shape = constants[node.input[1]][1:].tolist()
+            for reader in graph.node:
+                for i, name in enumerate(reader.input):
+                    reader.input[i] = graph.input[0].name if name == node.output[0] else name
+            graph.node.remove(node)
+        else:
+            node.CopyFrom(onnx.helper.make_node("Flatten", [node.input[0]], list(node.output)))
+    graph.input[0].CopyFrom(
+        onnx.helper.make_tensor_value_info(graph.input[0].name, onnx.TensorProto.FLOAT, [1, *shape])
+    )
+    return tuple(shape)
 
 
 def operations() -> None:
@@ -203,7 +256,10 @@ def main() -> None:
     parser.add_argument("--backend", choices=["seal", "openfhe"], default="seal")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--rotation-keys", type=int, default=0, help="most rotations that have a key")
-    parser.add_argument("--peers", action="store_true", help="run TenSEAL's high-level interface too")
+    parser.add_argument(
+        "--peers", action="store_true", help="run TenSEAL's high-level interface and HElayers too"
+    )
+    parser.add_argument("--helayers-python", default="", help="an interpreter that has pyhelayers")
     given = parser.parse_args()
     if given.what == "bootstrap" or given.backend == "openfhe":
         # OpenFHE's wheel is for another interpreter.
@@ -218,6 +274,8 @@ def main() -> None:
         return
     network(given.what, given.samples, given.rotation_keys)
     if given.peers:
+        helayers(given.what, given.helayers_python)
+    if given.peers and given.what == "mlp":
         tenseal()
 
 

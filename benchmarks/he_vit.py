@@ -1,161 +1,143 @@
-"""The ViTs on digits as they were trained, by polynomials alone: which methods give which accuracy at how many levels.
+"""Whole transformers encrypted: time, memory, agreement with the float network, and precision.
 
-Called by `python -m benchmarks.he choices` and `python -m benchmarks.he vit`; see there.
+    LOWERKIT_OPENFHE_PYTHON=openfhe-env/bin/python OMP_NUM_THREADS=1 \\
+        python -m benchmarks.he_vit encrypted [--samples 52] [--batch 4] [--json FILE]
+
+`plain` and `power` are the ViTs as they were trained, whose layer norms, softmax and GELU become polynomials.
+
+The artifact is compiled for OpenFHE, and run as a user would: a server that keeps the evaluation keys, and a client
+that asks it. `--batch` samples are in the same ciphertexts. Seconds are by the clock, of a query of that many samples,
+and are those of the process as well where nothing else runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import re
 import tempfile
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lowerkit import pipeline
-from lowerkit.errors import LowerkitError
-from lowerkit.graph.load import load_model
-from lowerkit.pipeline import Lowering
+import lowerkit.api
+from benchmarks.he_choices import CHOSEN
+from lowerkit.artifact import ORIGINAL
 from lowerkit.reference import Reference
-from lowerkit.targets.base import Runner
-from lowerkit.targets.he.packing.network import least_depth
-from lowerkit.targets.he.program import Polynomial, Program
-from lowerkit.targets.he.reading import read
-from lowerkit.targets.he.target import HeTarget
-from lowerkit.validation.samples import read_samples
+from lowerkit.targets.base import get_target
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-#: Model -> whether it has a softmax, which needs exponentials.
-MODELS = {"vit_digits": True, "vit_digits_power": False}
-SHAPE = {"image": (1, 1, 8, 8)}
-
-Methods = Mapping[str, str]
 
 
-def methods(*, rsqrt: str, reciprocal: str, gelu: str, margin: float, softmax: str = "") -> dict[str, str]:
-    """Family -> method: polynomials with these options, on intervals `margin` times as wide as calibrated."""
-    options = {"rsqrt": rsqrt, "reciprocal": reciprocal, "gelu": gelu, "exp": "degree=15"}
-    found = {family: f"interval-poly:{given},margin={margin}" for family, given in options.items()}
-    return {**found, "softmax": softmax} if softmax else found
+@dataclass(frozen=True)
+class Network:
+    """A network, and how it becomes polynomial."""
+
+    file: str
+    methods: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-FITTED = "degree=7,fitting=least-squares"
-#: What `choices` compares.
-CHOICES: Mapping[str, Methods] = {
-    "the target's defaults": {},
-    "by error 2 %": methods(rsqrt="max_error=0.02", reciprocal="max_error=0.02", gelu=FITTED, margin=1.25),
-    "the same, GELU minimax": methods(
-        rsqrt="max_error=0.02", reciprocal="max_error=0.02", gelu="degree=7", margin=1.25
+NETWORKS = {
+    "encrypted": Network(
+        "vit_digits_encrypted",
+        {"gelu": "interval-poly:degree=7,margin=1.2", "reciprocal": "interval-poly:degree=7,margin=1.1"},
+        {"ring": 65536},
     ),
-    "the same, GELU of degree 11": methods(
-        rsqrt="max_error=0.02", reciprocal="max_error=0.02", gelu="degree=11", margin=1.25
-    ),
-    "the same, margin 1.5": methods(
-        rsqrt="max_error=0.02", reciprocal="max_error=0.02", gelu=FITTED, margin=1.5
-    ),
-    "rsqrt 7, reciprocal by 10 %": methods(
-        rsqrt="degree=7", reciprocal="max_error=0.1", gelu=FITTED, margin=1.25
-    ),
-    "rsqrt by 5 %, reciprocal by 20 %": methods(
-        rsqrt="max_error=0.05", reciprocal="max_error=0.2", gelu=FITTED, margin=1.25
-    ),
-    "softmax by cumulants, rsqrt 7": methods(
-        rsqrt="degree=7", reciprocal="degree=15", gelu=FITTED, margin=1.25, softmax="cgf:spread=16"
-    ),
+    "plain": Network("vit_digits", CHOSEN, {"ring": 65536, "precision": 0.1}),
+    "power": Network("vit_digits_power", CHOSEN, {"ring": 65536, "precision": 0.1}),
 }
-#: The choice that runs encrypted.
-CHOSEN = "rsqrt 7, reciprocal by 10 %"
 
 
-def lowered(model: str, choice: Methods) -> tuple[Lowering, Sequence[Mapping[str, np.ndarray]]]:
-    """The example's lowered graph with a choice of methods, and the calibration samples."""
-    target = HeTarget()
-    original = load_model(EXAMPLES / "models" / f"{model}.onnx", SHAPE)
-    canonical = pipeline.canonical_graph(original, target, pipeline.Stages(), methods=choice)
-    samples, _ = pipeline.gather_samples(canonical, EXAMPLES / "data" / "digits_calibration.npz")
-    return pipeline.lower(canonical, target, samples, methods=choice), samples
-
-
-def tests() -> tuple[np.ndarray, np.ndarray]:
-    """Images [450, 1, 8, 8] and labels [450] that no training and no calibration has seen."""
+def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile, run and compare; prints as it goes, and returns what it printed."""
+    network = NETWORKS[name]
     with np.load(EXAMPLES / "data" / "digits_test.npz") as data:
-        images = data["image"]
+        images = data["image"][: samples // batch * batch]
     with np.load(EXAMPLES / "data" / "digits_test_labels.npz") as data:
-        return images, data["labels"]
-
-
-def classes(run: Runner, images: np.ndarray) -> np.ndarray:
-    """The class of each image, int64 [images]."""
-    return np.array([next(iter(run({"image": image[None]}).values())).argmax() for image in images])
-
-
-def reach(program: Program, images: np.ndarray) -> float:
-    """How far a polynomial's operand gets on these images: 1 is the end of its interval."""
-    polynomials = [step for step in program.steps if isinstance(step, Polynomial)]
-    furthest = 0.0
-    for image in images:
-        values = program.run({"image": image[None]})
-        furthest = max(furthest, *(float(np.abs(values[step.value]).max()) for step in polynomials))
-    return furthest
-
-
-def choices() -> None:
-    """A table of choices: levels, accuracy and agreement over the test images, in exact arithmetic."""
-    images, labels = tests()
-    print("| model | methods | levels | right | as the original | furthest operand |")
-    print("|---|---|---|---|---|---|")
-    for model, exponentials in MODELS.items():
-        original = classes(Reference(load_model(EXAMPLES / "models" / f"{model}.onnx", SHAPE)), images)
-        print(f"| `{model}` | the original | | {(original == labels).mean():.2%} | | |")
-        for name, choice in CHOICES.items():
-            if not exponentials and "softmax" in choice:
-                continue
-            try:
-                lowering, _ = lowered(model, choice)
-                program = read(lowering.model)
-            except LowerkitError as error:
-                print(f"| `{model}` | {name} | refused: {error} | | | |", flush=True)
-                continue
-            found = classes(Reference(lowering.model), images)
-            print(
-                f"| `{model}` | {name} | {least_depth(program)} | {(found == labels).mean():.2%} "
-                f"| {(found == original).mean():.2%} | {reach(program, images):.3g} |",
-                flush=True,
-            )
-
-
-def encrypted(samples: int, model: str = "vit_digits", options: Mapping[str, Any] | None = None) -> None:
-    """The chosen methods on encrypted test images with OpenFHE, image by image, in the simulator beside it."""
-    images, labels = tests()
-    target = HeTarget()
-    lowering, calibration = lowered(model, CHOSEN_FOR(model))
-    started = time.perf_counter()
-    completed = target.complete(
-        lowering.model, calibration, {"backend": "openfhe", "precision": 0.1, **(options or {})}
-    )
-    planned = {key: completed[key] for key in ("ring", "scale", "head", "digits", "refresh", "levels")}
-    print(f"{model}: planned in {time.perf_counter() - started:.0f} s: {planned}")
-    print(f"  bootstraps {completed['bootstraps']}", flush=True)
-    simulate = target.probe(lowering.model.clone(), completed, [])
-    reference = Reference(lowering.model)
-    original = Reference(load_model(EXAMPLES / "models" / f"{model}.onnx", SHAPE))
+        labels = data["labels"][: len(images)]
     with tempfile.TemporaryDirectory() as scratch:
-        target.emit(lowering.model.clone(), completed, Path(scratch))
-        run = target.open(Path(scratch), completed)
-        right = agree = 0
-        for i, image in enumerate(images[:samples]):
-            inputs = {"image": image[None]}
-            exact, first, simulated = (next(iter(f(inputs).values())) for f in (reference, original, simulate))
-            started = time.perf_counter()
-            found = next(iter(run(inputs).values()))
-            seconds = time.perf_counter() - started
-            right += int(found.argmax() == labels[i])
-            agree += int(found.argmax() == first.argmax())
-            errors = ", ".join(f"{np.abs(x - exact).max():.2g}" for x in (found, simulated))
-            print(
-                f"  image {i}: {seconds:.1f} s, error and simulated error {errors}; right {right}, as the original "
-                f"{agree}, of {i + 1}",
-                flush=True,
-            )
+        start = time.perf_counter()
+        artifact = lowerkit.api.compile(
+            EXAMPLES / "models" / f"{network.file}.onnx",
+            Path(scratch, "out"),
+            "he",
+            calibration=EXAMPLES / "data" / "digits_calibration.npz",
+            shape={"image": (batch, 1, 8, 8)},
+            methods=network.methods,
+            options={"backend": "openfhe", "precision": 1e-2, **network.options, **options},
+        )
+        compiled = time.perf_counter() - start
+        (costs,) = get_target("he").costs(artifact.directory)
+        counts = dict(zip(costs.columns[1:-1], costs.rows[-1][1:-1], strict=True))
+        planned = {k: artifact.plan.options[k] for k in ("ring", "scale", "digits", "max_rotation_keys")}
+        bootstraps = max(len(artifact.plan.options["bootstraps"]) - 1, 0)
+        print(f"{name}: {planned}, {counts}, places to bootstrap {bootstraps}, compiled in {compiled:.0f} s")
+        original, lowered = Reference(artifact.model(ORIGINAL)), Reference(artifact.model())
+        runner = artifact.open()
+        rows: dict[str, list[np.ndarray]] = {"encrypted": [], "lowered": [], "float": []}
+        seconds: list[float] = []
+        for first in range(0, len(images), batch):
+            sample = {"image": images[first : first + batch]}
+            start = time.perf_counter()
+            rows["encrypted"].append(runner(sample)["logits"])
+            seconds.append(time.perf_counter() - start)
+            rows["lowered"].append(lowered(sample)["logits"])
+            rows["float"].append(original(sample)["logits"])
+            error = np.abs(rows["encrypted"][-1] - rows["lowered"][-1]).max()
+            print(f"  {first + batch} samples: {seconds[-1]:.1f} s, error {error:.2g}", flush=True)
+        memory = _peak_of_children()
+        (costs,) = get_target("he").costs(artifact.directory)
+    for row in (costs.columns, *costs.rows):
+        print("  " + ", ".join(map(str, row)))
+    found = {key: np.concatenate(values) for key, values in rows.items()}
+    top = {key: values.argmax(axis=1) for key, values in found.items()}
+    result = {
+        "network": network.file,
+        **planned,
+        **counts,
+        "bootstraps": bootstraps,
+        "batch": batch,
+        "samples": len(images),
+        "seconds a query": float(np.median(seconds)),
+        "seconds a sample": float(np.median(seconds)) / batch,
+        "server's memory, GB": memory,
+        "agreement with float": float((top["encrypted"] == top["float"]).mean()),
+        "right": {key: int((values == labels).sum()) for key, values in top.items()},
+        "encryption error": float(np.abs(found["encrypted"] - found["lowered"]).max()),
+        "method error": float(np.abs(found["lowered"] - found["float"]).max()),
+    }
+    for key, value in result.items():
+        print(f"  {key}: {value}")
+    return {**result, "layers": [costs.columns, *costs.rows]}
+
+
+def _peak_of_children() -> float:
+    """The most memory that the server has held so far, GB."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    found = [Path(f"/proc/{child}/status").read_text() for child in children]
+    return max(int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024 / 1e9 for text in found)  # type: ignore[index]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("network", choices=list(NETWORKS))
+    parser.add_argument("--samples", type=int, default=52)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rotation-keys", type=int, default=0, help="most rotations that have a key")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    options = {"max_rotation_keys": given.rotation_keys}
+    result = measure(given.network, given.samples, given.batch, options)
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

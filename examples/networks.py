@@ -73,13 +73,55 @@ class TfLayerNorm(SpelledLayerNorm):
     affine_form = True
 
 
+class TokenBatchNorm(nn.Module):
+    """Batch normalisation of every feature over images and tokens: a constant affine map once it is trained."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, size] to the same."""
+        normal: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return normal
+
+
+class Bounded(nn.Module):
+    """The identity; in training `excess` says how far numbers are beyond `limit`, as a loss that keeps them within.
+
+    A polynomial in a function's place is the better the narrower its interval is: Baruch et al., Training Large Scale
+    Polynomial CNNs for E2E Inference over Homomorphic Encryption (2023, arXiv 2304.14836), section 4.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit, self.excess = limit, torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        if self.training:
+            self.excess = torch.relu(x.abs() - self.limit).square().mean()
+        return x
+
+
+def excess(model: nn.Module) -> Tensor:
+    """The sum over all `Bounded` of the last batch."""
+    found = [module.excess for module in model.modules() if isinstance(module, Bounded)]
+    return torch.stack([torch.zeros(()), *found]).sum()
+
+
 @dataclass(frozen=True)
 class Spelling:
-    """Which functions a ViT is built of. State dicts fit every spelling."""
+    """Which functions a ViT is built of. State dicts fit every spelling with the same kind of norm.
+
+    Attributes:
+        limit: of what softmax and GELU get, in training.
+    """
 
     softmax: Function
     gelu: Function
-    norm: type[nn.LayerNorm] = nn.LayerNorm
+    norm: Callable[[int], nn.Module] = nn.LayerNorm
+    limit: float = math.inf
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -89,6 +131,7 @@ def softmax(x: Tensor) -> Tensor:
 
 PLAIN = Spelling(softmax, nn.functional.gelu)
 POWER = Spelling(PowerSoftmax(), nn.functional.gelu)
+ENCRYPTED = Spelling(PowerSoftmax(epsilon=1.0), nn.functional.gelu, TokenBatchNorm, limit=2.0)
 TORCH = Spelling(torch_softmax, erf_gelu, SpelledLayerNorm)
 #: Exact for a network trained with the tanh form; the erf form differs by 1e-3 at most.
 TF = Spelling(tf_softmax, tanh_gelu, TfLayerNorm)
@@ -104,6 +147,7 @@ class Block(nn.Module):
         self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
         self.out = nn.Linear(size, size)
         self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+        self.bounded_scores, self.bounded_hidden = Bounded(spelling.limit), Bounded(spelling.limit)
 
     def attention(self, x: Tensor) -> Tensor:
         """[batch, tokens, size] to the same."""
@@ -113,7 +157,7 @@ class Block(nn.Module):
             return y.reshape(-1, tokens, self.heads, size // self.heads).transpose(1, 2)
 
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        scores = q @ k.transpose(-1, -2) / math.sqrt(size // self.heads)
+        scores = self.bounded_scores(q @ k.transpose(-1, -2) / math.sqrt(size // self.heads))
         mixed = self.spelling.softmax(scores) @ v
         joined: Tensor = self.out(mixed.transpose(1, 2).reshape(-1, tokens, size))
         return joined
@@ -121,7 +165,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, size] to the same."""
         x = x + self.attention(self.norm1(x))
-        change: Tensor = self.down(self.spelling.gelu(self.up(self.norm2(x))))
+        change: Tensor = self.down(self.spelling.gelu(self.bounded_hidden(self.up(self.norm2(x)))))
         return x + change
 
 

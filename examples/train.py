@@ -98,6 +98,7 @@ def fit(
             images = split.train[index]
             logits = model(augment(images) if augment else images)
             loss = nn.functional.cross_entropy(logits, split.train_labels[index], label_smoothing=0.05)
+            loss = loss + networks.excess(model)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,6 +168,8 @@ def main() -> None:
     vit = train("vit_digits", what, lambda: networks.Vit(networks.PLAIN), split, **how)
     twin = "its twin with attention weights (x/4)^2 / (0.001 + sum (x/4)^2), trained from scratch"
     train("vit_digits_power", twin, lambda: networks.Vit(networks.POWER), split, **how)
+    twin = "for encrypted inference: BatchNorm, (x/4)^2 / (1 + sum (x/4)^2), trained to keep numbers small"
+    train("vit_digits_encrypted", twin, lambda: networks.Vit(networks.ENCRYPTED), split, **how)
     for name, spelling, opset, what in (
         ("vit_digits_decomposed_torch", networks.TORCH, 13, "the ViT, Exp/ReduceSum/Div, erf, Sqrt/Div"),
         ("vit_digits_decomposed_tf", networks.TF, 13, "the ViT, Reciprocal, tanh-GELU, affine LayerNorm"),

@@ -29,9 +29,6 @@ from lowerkit.validation.validate import validate as validate_models
 
 Shapes = Mapping[str, Sequence[int]]
 
-#: Samples on which a new artifact is compared with onnxruntime before it is moved to its place.
-SELF_CHECK_SAMPLES = 8
-
 
 def load(path: str | Path, shape: Shapes | None = None) -> ir.Model:
     """Read and check an ONNX file; every dimension static, `shape` fixing the symbolic ones.
@@ -229,7 +226,7 @@ def _self_check(
         original,
         lowered,
         artifact.run,
-        samples[:SELF_CHECK_SAMPLES],
+        samples[: target.self_checked],
         planned=artifact.plan,
         graphs=graphs,
         synthetic=synthetic,

@@ -21,6 +21,7 @@ MODELS = sorted((EXAMPLES / "models").glob("*.onnx"))
 CORRECT = {
     "vit_digits": ("digits", 440),
     "vit_digits_power": ("digits", 435),
+    "vit_digits_encrypted": ("digits", 444),
     "vit_digits_decomposed_torch": ("digits", 440),
     "vit_digits_decomposed_tf": ("digits", 440),
     "mlp_fashion": ("fashion", 893),
@@ -67,8 +68,9 @@ def test_accuracy(name: str, batch: int) -> None:
         assert readme()[path.name][0] == pytest.approx(expected / count, abs=1e-4)
 
 
-def test_power_twin_has_no_exponential() -> None:
-    found = operators(EXAMPLES / "models" / "vit_digits_power.onnx")
+@pytest.mark.parametrize("name", ["vit_digits_power", "vit_digits_encrypted"])
+def test_power_twins_have_no_exponential(name: str) -> None:
+    found = operators(EXAMPLES / "models" / f"{name}.onnx")
     assert found.isdisjoint({"Softmax", "Exp", "ReduceMax", "ReduceLogSumExp", "Attention"})
     assert {"Pow", "ReduceSum", "Div"} <= found
 

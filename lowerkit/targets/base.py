@@ -62,6 +62,8 @@ class Target(ABC):
     plans_bodies: ClassVar[bool] = False
     #: Arithmetic error, relative to an output's scale, above which emitted code is wrong, not imprecise.
     tolerance: ClassVar[float] = 1e-3
+    #: Samples on which a new artifact is compared with onnxruntime before it is moved to its place.
+    self_checked: ClassVar[int] = 8
     #: Whether a probe's numbers are those of the emitted code bit for bit, so that validation compares them; it
     #: then takes many samples, stacked along a new leading axis, too.
     exact_probe: ClassVar[bool] = False

@@ -24,7 +24,7 @@ from lowerkit.targets.he.simplify import common_factor
 from lowerkit.targets.he.target import HeTarget
 
 
-def attention(tokens: int, heads: int, size: int, seed: int = 0) -> ir.Model:
+def attention(tokens: int, heads: int, size: int, seed: int = 0, batch: int = 1) -> ir.Model:
     """Power-softmax attention with its weights' sum squared where the reciprocal would be, so that it is exact."""
     rng = np.random.default_rng(seed)
     width = heads * size
@@ -33,7 +33,7 @@ def attention(tokens: int, heads: int, size: int, seed: int = 0) -> ir.Model:
         return (rng.uniform(-1, 1, shape) / np.sqrt(width)).astype(np.float32)
 
     return parse(
-        f"""(float[1,{tokens},{width}] x) => (float[1,{tokens},{width}] y) {{
+        f"""(float[{batch},{tokens},{width}] x) => (float[{batch},{tokens},{width}] y) {{
             q0 = MatMul (x, wq) q1 = Add (q0, bias) q2 = Reshape (q1, split)
             k0 = MatMul (x, wk) k1 = Add (k0, bias) k2 = Reshape (k1, split)
             v0 = MatMul (x, wv) v1 = Add (v0, bias) v2 = Reshape (v1, split)
@@ -57,8 +57,8 @@ def attention(tokens: int, heads: int, size: int, seed: int = 0) -> ir.Model:
         wv=draw(width, width),
         wo=draw(width, width),
         bias=draw(width),
-        split=np.array([1, tokens, heads, size]),
-        join=np.array([1, tokens, width]),
+        split=np.array([batch, tokens, heads, size]),
+        join=np.array([batch, tokens, width]),
         scale=np.float32(np.sqrt(size)),
         last=np.array([-1]),
         epsilon=np.float32(0.01),

@@ -89,6 +89,8 @@ def test_a_server_answers_over_a_socket(folder: Path, tmp_path: Path) -> None:
         tmp_path / "keys" / "evaluation.keys",
         "--socket",
         place,
+        "--times",
+        tmp_path / "times.json",
     ]
     with subprocess.Popen([*map(str, command)], cwd=folder, stderr=subprocess.PIPE) as server:
         try:
@@ -106,6 +108,8 @@ def test_a_server_answers_over_a_socket(folder: Path, tmp_path: Path) -> None:
             server.terminate()
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["y"], Reference(MODEL)(SAMPLES[1])["y"], atol=1e-4)
+    lowered = HeTarget().planned(MODEL, completed(MODEL, SAMPLES)).levelled
+    assert len(json.loads((tmp_path / "times.json").read_text())) == len(lowered.ops)
 
 
 #: Prints the files that the server opens, then what of its memory or modules could make or use a secret key.

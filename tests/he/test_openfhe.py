@@ -18,7 +18,7 @@ from helpers import parse
 
 from lowerkit.errors import PlanError, ToolError, UnsupportedError
 from lowerkit.reference import Reference
-from lowerkit.targets.he import bootstrapping, chains, levelled, parameters, security, simulator
+from lowerkit.targets.he import bootstrapping, chains, levelled, measured, parameters, security, simulator
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing.network import Network
 from lowerkit.targets.he.sizes import sizes
@@ -199,6 +199,7 @@ def test_a_levelled_network_encrypted(tmp_path: Path) -> None:
     run = HeTarget().open(folder, {"backend": "openfhe", "openfhe_python": str(PYTHON)})
     sample = uniform(model, 1)[0]
     np.testing.assert_allclose(run(sample)["y"], Reference(model)(sample)["y"], atol=1e-4)
+    assert sum(measured.known(folder) or ()) > 0
     for path in (folder / "server").glob("*.py"):
         text = path.read_text()
         assert not any(word in text for word in ("secretKey", "PrivateKey", "KeyGen", "Decrypt(")), path

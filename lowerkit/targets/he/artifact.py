@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from lowerkit.artifact import specs
 from lowerkit.targets.he import runtime
+from lowerkit.targets.he.packing.ways import Held
 from lowerkit.targets.he.parameters import Planned, Range
 from lowerkit.targets.he.runtime import client, files, server
 from lowerkit.targets.he.stored import stored
@@ -68,7 +69,13 @@ def _describe(model: ir.Model, planned: Planned, options: Mapping[str, Any], dir
         place = {"layout": f"input {name}", "row": len(rows[name]) - 1}
         vectors.append({"input": name, **place, "level": op.level, "scale": op.scale})
     layouts: dict[str, Any] = {f"input {name}": np.array(each) for name, each in rows.items()}
-    layouts |= {f"output {name}": network.layouts[name].places for name in network.outputs}
+    values = iter(lowered.outputs)
+    ciphertexts = {}
+    for name in network.outputs:
+        parts = network.tensors[name]
+        layouts[f"output {name}"] = _places(parts)
+        made = [lowered.ops[next(values)] for _ in parts]
+        ciphertexts[name] = [{"level": op.level, "scale": op.scale} for op in made]
     np.savez_compressed(directory / "client" / client.LAYOUTS, **layouts)
     description = {
         "format": 1,
@@ -85,10 +92,9 @@ def _describe(model: ir.Model, planned: Planned, options: Mapping[str, Any], dir
                 "shape": list(s.shape),
                 "dtype": s.dtype,
                 "layout": f"output {s.name}",
-                "level": lowered.ops[value].level,
-                "scale": lowered.ops[value].scale,
+                "ciphertexts": ciphertexts[s.name],
             }
-            for s, value in zip(specs(list(model.graph.outputs)), lowered.outputs, strict=True)
+            for s in specs(list(model.graph.outputs))
         ],
     }
     public = {key: description[key] for key in ("format", "parameters", "rotations")}
@@ -102,6 +108,14 @@ def _describe(model: ir.Model, planned: Planned, options: Mapping[str, Any], dir
     circuit = files.circuit_of(**digests)
     for side, content, _ in sides:
         _write_json(directory / side / f"{side}.json", {"circuit": circuit, "digests": digests, **content})
+
+
+def _places(parts: Sequence[Held]) -> np.ndarray:
+    """int64 [2, elements of the tensor]: number of the part that holds each element, and its slot there."""
+    found = np.zeros((2, sum(len(part.elements) for part in parts)), np.int64)
+    for number, part in enumerate(parts):
+        found[0, part.elements], found[1, part.elements] = number, part.slots
+    return found
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

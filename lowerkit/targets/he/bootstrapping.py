@@ -184,8 +184,8 @@ def lower(network: Network, chain: Chain, options: Mapping[str, Any]) -> Levelle
 
 def _needed(network: Network) -> list[np.ndarray]:
     packed = network.program
-    outputs = zip(network.outputs, packed.outputs, strict=True)
-    return read_slots(packed, [(value, network.layouts[name].places) for name, value in outputs])
+    parts = [part for name in network.outputs for part in network.tensors[name]]
+    return read_slots(packed, [(part.value, part.slots) for part in parts])
 
 
 def _shortest(

@@ -288,9 +288,8 @@ def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Seque
     for seed, given in enumerate(vectors[:4]):
         exact = network.program.run(given)
         noisy = simulator.simulate(lowered, given, seed=seed)
-        for name, before, after in zip(
-            network.outputs, network.program.outputs, lowered.outputs, strict=True
-        ):
-            difference = noisy[after] - exact[before]
-            worst = max(worst, float(np.abs(difference[network.layouts[name].places]).max()))
+        parts = (part for name in network.outputs for part in network.tensors[name])
+        for part, after in zip(parts, lowered.outputs, strict=True):
+            difference = noisy[after] - exact[part.value]
+            worst = max(worst, float(np.abs(difference[part.slots]).max()))
     return worst

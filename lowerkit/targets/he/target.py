@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnx_ir as ir
 
 from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
-from lowerkit.targets.he import artifact, parameters, reading, report, simulator
+from lowerkit.targets.he import artifact, measured, parameters, reading, report, simulator
 from lowerkit.targets.he.chains import LONGEST
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
@@ -67,6 +66,7 @@ class HeTarget(Target):
     plans_bodies = True
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
+    self_checked = 1  # which may take minutes
     options: ClassVar[Mapping[str, Any]] = {
         "backend": "seal",
         "openfhe_python": "",
@@ -134,7 +134,7 @@ class HeTarget(Target):
 
         loaded = Artifact.load(directory)
         lowered = self.planned(loaded.model(), loaded.plan.options).levelled
-        return (report.table(lowered, _MEASURED.get(_circuit(directory))),)
+        return (report.table(lowered, measured.known(directory)),)
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """The simulator, with noise as of encryption, which sees intermediate values too."""
@@ -142,8 +142,8 @@ class HeTarget(Target):
         network, lowered = planned.network, planned.levelled
         shapes = {v.name: tuple(v.shape.numpy()) for v in _values(model) if v.shape is not None}
         multiples = planned.program.multiples
-        known = {name: (name, 1.0) for name in network.values}
-        known |= {name: held for name, held in multiples.items() if held[0] in network.values}
+        known = {name: (name, 1.0) for name in network.tensors}
+        known |= {name: held for name, held in multiples.items() if held[0] in network.tensors}
         names = dict.fromkeys([*network.outputs, *(tap for tap in taps if tap in known)])
 
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -152,21 +152,14 @@ class HeTarget(Target):
             values = {}
             for name in names:
                 held, multiple = known[name]
-                slots = found[lowered.origin[network.values[held]]]
-                numbers = slots[network.layouts[held].places] / multiple
-                values[name] = numbers.reshape(shapes[name]).astype(np.float32)
+                numbers = np.zeros(shapes[name])
+                for part in network.tensors[held]:
+                    slots = found[lowered.origin[part.value]]
+                    numbers.flat[part.elements] = slots[part.slots] / multiple
+                values[name] = numbers.astype(np.float32)
             return values
 
         return run
-
-
-#: Circuit -> seconds of each operation, in the fastest encrypted run of this process.
-_MEASURED: dict[str, list[float]] = {}
-
-
-def _circuit(directory: Path) -> str:
-    found: str = json.loads((directory / "server" / "server.json").read_text())["circuit"]
-    return found
 
 
 class _Both:
@@ -197,8 +190,7 @@ class _Both:
             found = self.client.decrypt(answer)
         except RunError as error:
             raise ArtifactError(str(error)) from None
-        known = _MEASURED.setdefault(self.server.circuit, self.server.seconds)
-        _MEASURED[self.server.circuit] = min(known, self.server.seconds, key=sum)
+        measured.remember(self.server.circuit, self.server.seconds)
         return found
 
 
@@ -206,9 +198,12 @@ def _check_intervals(planned: Planned, found: Sequence[np.ndarray]) -> None:
     """Warn of the first polynomial whose operand leaves [-1, 1], to which its interval was mapped."""
     for step in planned.program.steps:
         if isinstance(step, Polynomial):
-            operand = found[planned.levelled.origin[planned.network.values[step.value]]]
+            operands = (
+                found[planned.levelled.origin[part.value]][part.slots]
+                for part in planned.network.tensors[step.value]
+            )
             # Noise may carry a number at the interval's end a little beyond it.
-            if (reach := float(np.abs(operand).max())) > 1 + 1e-3:
+            if (reach := max(float(np.abs(x).max()) for x in operands)) > 1 + 1e-3:
                 warnings.warn(
                     f"node '{step.node}': its input leaves the interval of its polynomial, {reach:.3g} times as "
                     "far from the middle as the end; compile with calibration data like it, or a larger margin",

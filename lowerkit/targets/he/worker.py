@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lowerkit.errors import ArtifactError, DataError, ToolError
+from lowerkit.targets.he import measured
 from lowerkit.targets.he.runtime.openfhe_scheme import INSTALL
 
 #: Where the interpreter is, if no option says.
@@ -65,7 +67,8 @@ class Worker:
         if done.returncode:
             raise ArtifactError(_last(done.stderr))
         log = Path(self._folder.name, "log")
-        serving = ("serve", self._keys / "evaluation.keys", "--socket", self._socket)
+        self._times = Path(self._folder.name, "times.json")
+        serving = ("serve", self._keys / "evaluation.keys", "--socket", self._socket, "--times", self._times)
         with log.open("w") as stream:
             self._server = subprocess.Popen(self._command("server", *serving), cwd=directory, stderr=stream)
         weakref.finalize(self, _stop, self._server, self._folder)
@@ -83,6 +86,7 @@ class Worker:
             raise DataError(_last(done.stderr), hint=hint)
         if done.returncode:
             raise ArtifactError(_last(done.stderr))
+        measured.remember(measured.circuit_of(self._directory), json.loads(self._times.read_text()))
         with np.load(found, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 

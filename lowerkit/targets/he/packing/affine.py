@@ -224,12 +224,8 @@ def _plans(
             copies = power_of_two(-(-size // fold))
             yield Diagonals(fold, output % fold + output // fold * source.period, copies)
             fold *= 2
-    stride = source.period
-    while stride > 1:
-        places = arrange.anchored(matrix, source, stride)
-        if places is not None:
-            yield Diagonals(source.period, places, power_of_two(int(places.max()) // source.period + 1))
-        stride //= 2
+    for fold, places in arrange.anchored(matrix, source):
+        yield Diagonals(fold, places, power_of_two(int(places.max()) // source.period + 1))
 
 
 def _diagonals_emitter(

@@ -33,7 +33,7 @@ def free(shape: tuple[int, ...], sets: np.ndarray | None) -> Iterator[np.ndarray
     yield from orders(shape)
     if sets is None or sets.shape[1] & (sets.shape[1] - 1):
         return
-    for rank in (np.arange(len(sets)), _padded(shape, sets[:, 0])):
+    for rank in (np.arange(len(sets)), _padded(shape, sets[:, 0]), _grid(shape, sets[:, 0])):
         places = np.full(size, -1)
         block = power_of_two(int(rank.max()) + 1)
         places[sets] = rank[:, None] + block * np.arange(sets.shape[1])[None, :]
@@ -52,22 +52,34 @@ def _padded(shape: tuple[int, ...], members: np.ndarray) -> np.ndarray:
     return found
 
 
-def anchored(matrix: sparse.csr_array, source: Layout, stride: int) -> np.ndarray | None:
-    """Places of a convolution's outputs: each at the first element of its window; int64 [outputs].
+def _grid(shape: tuple[int, ...], members: np.ndarray) -> np.ndarray:
+    """Places of `members` by their coordinates, each axis padded to a power of two: steps of windows have own bits."""
+    found, stride = np.zeros(len(members), np.int64), 1
+    for axis in reversed(np.unravel_index(members, shape)):
+        values, rank = np.unique(axis, return_inverse=True)
+        found += stride * rank
+        stride *= power_of_two(len(values))
+    return found
 
-    Then the same few rotations serve all outputs. Those with the same window, the output channels, stand `stride`
-    apart, going on in the next copy of the source after a whole period. None where they do not fit.
+
+def anchored(matrix: sparse.csr_array, source: Layout) -> Iterator[tuple[int, np.ndarray]]:
+    """Places of a convolution's outputs, int64 [outputs]: each at the first element of its window, modulo a fold.
+
+    Then the same few rotations serve all outputs. Those with the same window, the output channels, stand some stride
+    apart, going on in the next copy of the source after the fold. Folds are those of `Diagonals`.
     """
-    if np.diff(matrix.indptr).min(initial=1) == 0 or source.period % stride:
-        return None
+    if np.diff(matrix.indptr).min(initial=1) == 0:
+        return
     first = np.minimum.reduceat(source.places[matrix.indices], matrix.indptr[:-1])
     order = np.argsort(first, kind="stable")
     new = np.concatenate([[True], np.diff(first[order]) > 0])
     starts = np.flatnonzero(new)
     rank = np.empty(len(first), np.int64)
     rank[order] = np.arange(len(first)) - starts[np.cumsum(new) - 1]
-    around = source.period // stride
-    places: np.ndarray = (first + rank % around * stride) % source.period + rank // around * source.period
-    if places.max() >= source.slots or len(np.unique(places)) < len(places):
-        return None
-    return places
+    powers = [1 << i for i in reversed(range(1, source.period.bit_length()))]
+    for fold in powers:
+        for stride in (s for s in powers if s <= fold and rank.max() // (fold // s) < source.copies):
+            around = fold // stride
+            places: np.ndarray = (first + rank % around * stride) % fold + rank // around * source.period
+            if len(np.unique(places)) == len(places):
+                yield fold, places

@@ -7,8 +7,9 @@ product (Halevi and Shoup, Algorithms in HElib, CRYPTO 2014, section 4.3). Two r
 - *Folding by F*: k is taken modulo F, so that partial sums for o end in slots d, d + F, d + 2F, ... of the period;
   log2(period / F) rotations then add these up. With F = 1 that is one product and a sum over all slots (GAZELLE,
   Juvekar et al., USENIX Security 2018, section 4.2, is the general case).
-- *Baby steps and giant steps*: k = g n + b; the vector is rotated by the b only, and sums over b are rotated by the
-  g n, plaintexts being rotated back beforehand: 2 sqrt(#k) rotations instead of #k.
+- *Baby steps and giant steps*: k = g + b, where b has some of the bits of k and g the others; the vector is rotated
+  by the b only, and sums over b are rotated by the g, plaintexts being rotated back beforehand: 2 sqrt(#k) rotations
+  instead of #k. Which bits are best depends on the k: windows of convolutions have theirs in several runs.
 
 Where the vector holds copies, outputs may be spread over several of them: all share the same rotations.
 """
@@ -33,14 +34,14 @@ class Diagonals:
         places: int64 [outputs]: wanted slot of each output; below F within its copy of the source.
         copies: how many copies of the source one copy of the outputs takes, a power of two. The outputs are
             repeated all round.
-        giant: n.
+        baby: the bits of b, as a number.
         inner: as of layouts: where else outputs are wanted.
     """
 
     fold: int
     places: np.ndarray
     copies: int
-    giant: int = 1
+    baby: int = 0
     inner: int = 0
 
     def layout(self, source: Layout) -> Layout:
@@ -61,16 +62,30 @@ def offsets(matrix: sparse.csr_array, source: Layout, plan: Diagonals) -> tuple[
     return (nearest - wanted) % plan.fold, wanted
 
 
-def giant_steps(steps: np.ndarray) -> list[int]:
-    """Giant steps that are worth a try for the set of `steps`."""
-    root = np.sqrt(max(len(steps), 1))
-    span = max(int(steps.max(initial=0)).bit_length(), 1)
-    return sorted({2**i for i in range(span)} | {int(np.ceil(root))})
-
-
-def rotations(steps: np.ndarray, giant: int) -> tuple[int, int]:
+def rotations(steps: np.ndarray, baby: int) -> tuple[int, int]:
     """Baby and giant rotations for the set of `steps`."""
-    return int(np.count_nonzero(distinct(steps % giant))), int(np.count_nonzero(distinct(steps // giant)))
+    return int(np.count_nonzero(distinct(steps & baby))), int(np.count_nonzero(distinct(steps & ~baby)))
+
+
+def best_split(steps: np.ndarray) -> int:
+    """Bits of the baby steps that make rotations few, of all runs of low bits together with one of high bits.
+
+    By number alone, and the most baby steps of equal numbers: maps of one value share these.
+    """
+    bits = int(steps.max(initial=0)).bit_length()
+    whole = (1 << bits) - 1
+    masks = np.array([(1 << i) - 1 | whole - ((1 << j) - 1) for j in range(bits + 1) for i in range(j + 1)])
+    masks = np.unique(masks & np.bitwise_or.reduce(steps, initial=0))
+    babies, giants = (_counts(steps, part) for part in (masks, whole & ~masks))
+    return int(masks[np.lexsort((-babies, babies + giants))[0]])
+
+
+def _counts(steps: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """How many numbers above 0 steps & mask are, for every mask."""
+    seen = np.zeros((len(masks), 1 << int(masks.max()).bit_length()), bool)
+    seen[np.arange(len(masks))[:, None], steps & masks[:, None]] = True
+    found: np.ndarray = np.count_nonzero(seen[:, 1:], axis=1)
+    return found
 
 
 def distinct(numbers: np.ndarray) -> np.ndarray:
@@ -91,16 +106,15 @@ def diagonals(
     target = (wanted // period * period + (nearest - steps) % period).ravel()
     data, steps = np.repeat(matrix.data, steps.shape[1]), steps.ravel()
     copies = np.arange(source.copies // plan.copies) * plan.copies * period
-    giants = steps // plan.giant
+    giants = steps & ~plan.baby
     sums: list[int] = []
-    for giant in distinct(giants):
-        shift = int(giant) * plan.giant
+    for shift in distinct(giants).tolist():
         parts = []
-        for step in distinct(steps[giants == giant]):
+        for step in distinct(steps[giants == shift]).tolist():
             here = steps == step
             weights = np.zeros(slots)
             weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(data[here], len(copies))
-            turned = program.rotate(x, int(step) - shift)
+            turned = program.rotate(x, step - shift)
             parts.append(program.mul_plain(turned, np.roll(weights, shift)))
         sums.append(program.rotate(program.total(parts), shift))
     total = program.total(sums) if sums else program.mul_plain(x, np.zeros(slots))

@@ -15,11 +15,11 @@ import numpy as np
 from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.targets.he import polynomial
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing import affine, products
+from lowerkit.targets.he.packing import affine, batch, products
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.packing.arrange import orders
 from lowerkit.targets.he.packing.layout import Layout, power_of_two
-from lowerkit.targets.he.packing.ways import Network, Way, seconds
+from lowerkit.targets.he.packing.ways import Held, Network, Way, seconds
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
 from lowerkit.targets.he.simplify import common_factor
 
@@ -63,7 +63,7 @@ def pack(program: Program, slots: int, packing: str = "auto") -> Network:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
     key = (program.digest(), slots, packing)
     if key not in _RECENT:
-        _RECENT[key] = _packed(program, slots, packing)
+        _RECENT[key] = _of_samples(program, slots, packing)
     _RECENT.move_to_end(key)
     if len(_RECENT) > 2:
         _RECENT.popitem(last=False)
@@ -73,6 +73,21 @@ def pack(program: Program, slots: int, packing: str = "auto") -> Network:
 def least_depth(program: Program) -> int:
     """Levels that any packing of the program takes."""
     return max(_depth_below(program).values())
+
+
+def _of_samples(program: Program, slots: int, packing: str) -> Network:
+    """Independent samples beside each other, as many in a ciphertext as fit."""
+    one, count = batch.one_of(program)
+    lanes = power_of_two(count)
+    while count > 1 and lanes:
+        try:
+            network = _packed(one, slots // lanes, packing)
+        except UnsupportedError:
+            lanes //= 2
+        else:
+            sizes = {step.name: int(np.prod(step.shape)) for step in one.inputs()}
+            return batch.interleaved(network, sizes, count, lanes)
+    return _packed(program, slots, packing)
 
 
 def _packed(program: Program, slots: int, packing: str) -> Network:
@@ -101,23 +116,12 @@ def _packed(program: Program, slots: int, packing: str) -> Network:
     for step, way in states[0].ways:
         network.program.layer = step.node
         network.values[step.name], network.layouts[step.name] = way.emit(network)
-    network.program.outputs = [network.values[name] for name in program.outputs]
-    return _live(network)
-
-
-def _live(network: Network) -> Network:
-    """Without what no output needs."""
-    program = network.program
-    kept = program.needed()
-    number = {old: new for new, old in enumerate(kept)}
-    inputs = [i for i, op in enumerate(program.ops) if op.kind == "input"]
-    ops = [replace(program.ops[i], args=tuple(number[a] for a in program.ops[i].args)) for i in kept]
-    return Network(
-        Packed(program.slots, ops, program.plains, [number[i] for i in program.outputs]),
-        [gather for gather, i in zip(network.gathers, inputs, strict=True) if i in number],
-        network.layouts,
-        {name: number[i] for name, i in network.values.items() if i in number},
-        network.outputs,
+    return network.finished(
+        {
+            name: (Held(value, places, np.arange(len(places))),)
+            for name, value in network.values.items()
+            for places in (network.layouts[name].places,)
+        }
     )
 
 

@@ -10,8 +10,23 @@ from scipy import sparse
 
 from lowerkit.targets.he import cost
 from lowerkit.targets.he.packed import Packed
-from lowerkit.targets.he.packing.diagonals import Diagonals, distinct, giant_steps, offsets, rotations
+from lowerkit.targets.he.packing.diagonals import Diagonals, best_split, distinct, offsets, rotations
 from lowerkit.targets.he.packing.layout import Layout
+
+
+@dataclass(frozen=True)
+class Held:
+    """Some elements of a tensor in a packed value.
+
+    Attributes:
+        value: of the packed program.
+        slots: int64 [n].
+        elements: int64 [n]: which element of the flattened tensor each of the slots holds.
+    """
+
+    value: int
+    slots: np.ndarray
+    elements: np.ndarray
 
 
 @dataclass
@@ -20,9 +35,10 @@ class Network:
 
     Attributes:
         gathers: for each input vector, in order of the program's inputs: graph input, and slot -> element.
-        layouts: layout of every packed tensor, by value name.
-        values: packed value of every tensor, by value name.
-        outputs: names of the graph's outputs, in the order of the program's.
+        layouts, values: layout and packed value of every step, by its name; while the network is made.
+        outputs: names of the graph's outputs.
+        tensors: where the values of the tensor program are, each in one part or several. The program's outputs are
+            the parts of the graph's outputs, one after another.
     """
 
     program: Packed
@@ -30,6 +46,24 @@ class Network:
     layouts: dict[str, Layout] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    tensors: dict[str, tuple[Held, ...]] = field(default_factory=dict)
+
+    def finished(self, tensors: Mapping[str, tuple[Held, ...]]) -> Network:
+        """With these tensors, and without what no output needs."""
+        program = self.program
+        program.outputs = [part.value for name in self.outputs for part in tensors[name]]
+        number = {old: new for new, old in enumerate(program.needed())}
+        inputs = [i for i, op in enumerate(program.ops) if op.kind == "input"]
+        ops = [replace(program.ops[i], args=tuple(number[a] for a in program.ops[i].args)) for i in number]
+        live = {n: parts for n, parts in tensors.items() if all(part.value in number for part in parts)}
+        return Network(
+            Packed(program.slots, ops, program.plains, [number[i] for i in program.outputs]),
+            [gather for gather, i in zip(self.gathers, inputs, strict=True) if i in number],
+            self.layouts,
+            {name: number[i] for name, i in self.values.items() if i in number},
+            self.outputs,
+            {n: tuple(replace(part, value=number[part.value]) for part in p) for n, p in live.items()},
+        )
 
     def input(self, name: str, index: np.ndarray) -> int:
         """The vector of a graph input's elements `index`, int32 [slots]; what is there already is not sent again."""
@@ -64,17 +98,16 @@ class Way:
 def priced(
     matrix: sparse.csr_array, source: Layout, plan: Diagonals, level: int
 ) -> tuple[float, int, Diagonals]:
-    """Estimated seconds, how many diagonals there are, and the plan with the best giant step."""
+    """Estimated seconds, how many diagonals there are, and the plan with the best baby steps."""
     steps = distinct(offsets(matrix, source, plan)[0])
     folds = (source.period // plan.fold).bit_length() - 1
-    # By number alone, and the most baby steps of equal numbers: maps of one value share these.
-    counted = [(*rotations(steps, giant), giant) for giant in giant_steps(steps)]
-    babies, giants, giant = min(counted, key=lambda found: (found[0] + found[1], -found[2]))
+    baby = best_split(steps)
+    babies, giants = rotations(steps, baby)
     taken = seconds(source.slots, level, rotate=babies, rescale=giants + 1)
     taken += seconds(source.slots, level - 1, rotate=giants)
     taken += seconds(source.slots, level, mul_plain=len(steps), add=len(steps))
     taken += seconds(source.slots, level - 1, rotate=folds, add=folds)
-    return taken, len(steps), replace(plan, giant=giant)
+    return taken, len(steps), replace(plan, baby=baby)
 
 
 def plan_for(wanted: Layout, source: Layout) -> Diagonals:

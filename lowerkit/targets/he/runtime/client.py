@@ -79,14 +79,20 @@ class Client:
         """The outputs in an answer, in their shapes and types. Raises RunError."""
         parcel = unpack(data, ANSWER, self.circuit, self.key, source)
         outputs = self.description["outputs"]
-        if len(parcel.parts) != len(outputs):
-            raise RunError(f"{source} holds {len(parcel.parts)} ciphertexts, and {len(outputs)} are wanted")
-        found = {}
-        for port, part in zip(outputs, parcel.parts, strict=True):
+        wanted = [place for port in outputs for place in port["ciphertexts"]]
+        if len(parcel.parts) != len(wanted):
+            raise RunError(f"{source} holds {len(parcel.parts)} ciphertexts, and {len(wanted)} are wanted")
+        vectors = []
+        for place, part in zip(wanted, parcel.parts, strict=True):
             ciphertext = self.scheme.loaded(part, source)
-            checked_place(self.scheme, ciphertext, port["level"], port["scale"], source)
-            numbers = self.keys.decrypt(ciphertext)[self.layouts[port["layout"]]]
+            checked_place(self.scheme, ciphertext, place["level"], place["scale"], source)
+            vectors.append(self.keys.decrypt(ciphertext))
+        found, first = {}, 0
+        for port in outputs:
+            vector, slot = self.layouts[port["layout"]]
+            numbers = np.stack(vectors[first : first + len(port["ciphertexts"])])[vector, slot]
             found[port["name"]] = numbers.reshape(port["shape"]).astype(port["dtype"])
+            first += len(port["ciphertexts"])
         return found
 
 

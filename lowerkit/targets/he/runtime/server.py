@@ -1,9 +1,10 @@
 """The side of whoever owns the model: evaluates the circuit on ciphertexts, with public keys alone.
 
-    python -m server evaluate EVALUATION.KEYS QUERY ANSWER [--quiet]
-    python -m server serve EVALUATION.KEYS (--port N | --socket PATH)
+    python -m server evaluate EVALUATION.KEYS QUERY ANSWER [--quiet] [--times FILE]
+    python -m server serve EVALUATION.KEYS (--port N | --socket PATH) [--times FILE]
 
-Run it in the folder above `server`. `serve` answers POST requests, whose body is a query, on this machine.
+Run it in the folder above `server`. `serve` answers POST requests, whose body is a query, on this machine. `--times`
+writes the seconds of every operation of the last evaluation, a list in JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.server
 import itertools
+import json
 import socket
 import socketserver
 import sys
@@ -36,8 +38,9 @@ class Server:
         self.description, self.circuit = described(directory / DESCRIPTION, directory / CIRCUIT)
         parcel = unpack(keys, EVALUATION, self.circuit, source=source)
         self.key = parcel.key
-        #: Of every operation of the last evaluation.
+        #: Of every operation of the last evaluation, and where to write them.
         self.seconds: list[float] = []
+        self.times: Path | None = None
         self.scheme = opened(Parameters.read(self.description["parameters"]))
         engine = engine_of(self.scheme, parcel.parts, source)
         with np.load(directory / CIRCUIT, allow_pickle=False) as stored:
@@ -62,6 +65,8 @@ class Server:
         ends = [time.perf_counter()]
         found = self.program.run(ciphertexts, progress, lambda *_: ends.append(time.perf_counter()))
         self.seconds = [after - before for before, after in itertools.pairwise(ends)]
+        if self.times is not None:
+            write(self.times, json.dumps(self.seconds).encode())
         return Parcel(ANSWER, self.circuit, self.key, tuple(map(self.scheme.dumped, found))).pack()
 
 
@@ -154,9 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     place = command.add_mutually_exclusive_group(required=True)
     place.add_argument("--port", type=int)
     place.add_argument("--socket", type=Path)
+    for command in commands.choices.values():
+        command.add_argument("--times", type=Path)
     given = parser.parse_args(arguments)
     try:
         server = Server(Path(__file__).resolve().parent, mapped(given.keys), str(given.keys))
+        server.times = given.times
         if given.command == "serve":
             serve(server, str(given.socket) if given.socket else ("127.0.0.1", given.port))
             return 0
