@@ -121,7 +121,6 @@ def calibrate_plannable(
     return calibration
 
 
-
 @dataclass(frozen=True)
 class Lowering:
     """What became of a canonical graph.
@@ -209,9 +208,7 @@ def _bodies_first(model: ir.Model, target: Target, plan: Plan) -> Plan:
         if choice.method == KEEP or family is None or nodes[choice.node].op_type != choice.op:
             return False
         method = registry.make(family, choice.method, choice.options)
-        return (
-            choice.op in method.functions and method.function(nodes[choice.node]).name not in target.native
-        )
+        return choice.op in method.functions and method.function(nodes[choice.node]).name not in target.native
 
     first = tuple(choice for choice in plan.choices if foreign(choice))
     return replace(plan, choices=first) if first else plan

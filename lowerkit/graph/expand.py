@@ -210,7 +210,7 @@ def _expand_softmax(model: ir.Model, node: ir.Node) -> None:
     """e / sum e with e = Exp(x - mean): for targets without a maximum, which cannot overflow on a calibrated range.
 
     Less its mean a row's exponentials add up to at least its length n, as exp is convex (Jensen), and for x within an
-    interval of width R to at most n exp(R^2 / 8) (Hoeffding's lemma), whatever the mean: Reciprocal sees a narrow range.
+    interval of width R to at most n exp(R^2 / 8) (Hoeffding's lemma): Reciprocal sees a range that no mean widens.
     """
     (x,) = node.inputs
     assert x is not None

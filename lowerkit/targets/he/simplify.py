@@ -295,9 +295,7 @@ def _on_unit(program: Program) -> Program:
     return Program(tuple(steps), program.outputs)
 
 
-def _substituted(
-    step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int], inputs: bool
-) -> Affine:
+def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int], inputs: bool) -> Affine:
     terms: dict[str, sparse.csr_array] = {}
     bias = np.array(step.bias, np.float64)
 

@@ -44,6 +44,8 @@ PRECISE: Mapping[str, str] = {
     "reciprocal": "interval-poly:degree=31",
     "rsqrt": "interval-poly:degree=15",
 }
+#: Calibration samples that planning runs the packed program on, at most.
+PLANNED = 64
 #: With fewer rotation keys every rotation becomes many.
 FEWEST_KEYS = 2
 
@@ -103,7 +105,7 @@ class HeTarget(Target):
         seen = {name: _widened([s[name] for s in samples], merged["margin"]) for name in samples[0]}
         merged["ranges"] = {**seen, **merged["ranges"]}
         program = reading.read(model)
-        completed = parameters.plan(program, samples, merged["ranges"], merged)
+        completed = parameters.plan(program, samples[:PLANNED], merged["ranges"], merged)
         return _within_memory(program, completed) if merged["max_memory"] else completed
 
     def planned(self, model: ir.Model, options: Mapping[str, Any]) -> Planned:
