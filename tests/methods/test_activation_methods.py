@@ -352,7 +352,11 @@ def test_symmetry_leaves_half_of_the_coefficients_out() -> None:
         (interval_poly.METHODS["tanh"], {"low": 2.0, "high": 1.0}, "low must be less than high"),
         (interval_poly.METHODS["tanh"], {"fitting": "nearest"}, "minimax or least-squares"),
         (interval_poly.METHODS["tanh"], {"max_error": 1.0}, "max_error must be a number from 0 to 1"),
-        (interval_poly.METHODS["tanh"], {"max_error": 1e-9}, "out of reach .*: degree 63 gives .*; choose a smaller"),
+        (
+            interval_poly.METHODS["tanh"],
+            {"max_error": 1e-9},
+            "out of reach .*: degree 63 gives .*; choose a smaller",
+        ),
         (interval_poly.METHODS["exp"], {"low": -100.0, "high": 0.0}, "low must be a number from -80 to 80"),
         (interval_poly.METHODS["tanh"], {"degree": 3, "coefficients": (1.0,)}, "4 finite numbers"),
         (composite.METHODS["tanh"], {"inner": 4}, "odd integer from 3 to 15"),
