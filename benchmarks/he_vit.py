@@ -3,6 +3,8 @@
     LOWERKIT_OPENFHE_PYTHON=openfhe-env/bin/python OMP_NUM_THREADS=1 \\
         python -m benchmarks.he_vit encrypted [--samples 52] [--batch 4] [--json FILE]
 
+`plain` and `power` are the ViTs as they were trained, whose layer norms, softmax and GELU become polynomials.
+
 The artifact is compiled for OpenFHE, and run as a user would: a server that keeps the evaluation keys, and a client
 that asks it. `--batch` samples are in the same ciphertexts. Seconds are by the clock, of a query of that many samples,
 and are those of the process as well where nothing else runs.
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 
 import lowerkit.api
+from benchmarks.he_choices import CALIBRATION, CHOSEN
 from lowerkit.artifact import ORIGINAL
 from lowerkit.reference import Reference
 from lowerkit.targets.base import get_target
@@ -38,6 +41,7 @@ class Network:
     file: str
     methods: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Path = EXAMPLES / "data" / "digits_calibration.npz"
 
 
 NETWORKS = {
@@ -46,6 +50,8 @@ NETWORKS = {
         {"gelu": "interval-poly:degree=7,margin=1.2", "reciprocal": "interval-poly:degree=7,margin=1.1"},
         {"ring": 65536},
     ),
+    "plain": Network("vit_digits", CHOSEN, {"ring": 65536, "precision": 0.1}, CALIBRATION),
+    "power": Network("vit_digits_power", CHOSEN, {"ring": 65536, "precision": 0.1}, CALIBRATION),
 }
 
 
@@ -62,7 +68,7 @@ def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> 
             EXAMPLES / "models" / f"{network.file}.onnx",
             Path(scratch, "out"),
             "he",
-            calibration=EXAMPLES / "data" / "digits_calibration.npz",
+            calibration=network.calibration,
             shape={"image": (batch, 1, 8, 8)},
             methods=network.methods,
             options={"backend": "openfhe", "precision": 1e-2, **network.options, **options},

@@ -31,6 +31,8 @@ from examples.fetch import fetch
 HERE = Path(__file__).parent
 SEED = 7
 CALIBRATION = 64
+#: Images for calibration where intervals have to hold for what comes.
+TRAINING = 1024
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def main() -> None:
     save("digits_test", image=split.test)
     save("digits_test_labels", labels=split.test_labels)
     save("digits_calibration", image=split.train[:CALIBRATION])
+    save("digits_training", image=split.train[:TRAINING])
     how = {"epochs": 150, "batch": 64, "rate": 3e-3, "augment": shifted}
     what = "ViT: 2x2 patches, 16 tokens of 32, 2 blocks of 2 heads, GELU, LayerNorm"
     vit = train("vit_digits", what, lambda: networks.Vit(networks.PLAIN), split, **how)
@@ -206,8 +209,8 @@ def _write_readme(rows: list[tuple[str, str, float, int, Path]]) -> None:
         "",
         f"Digits are scikit-learn's 1797 images of 8x8, a quarter held out, stratified, seed {SEED};",
         "`../data` holds all of that quarter. Fashion-MNIST has its own test set, of which `../data` holds",
-        f"the first 1000 images. Calibration data are {CALIBRATION} training images. Every training starts",
-        f"at seed {SEED}.",
+        f"the first 1000 images. Calibration data are {CALIBRATION} training images, and",
+        f"`digits_training.npz` has {TRAINING}. Every training starts at seed {SEED}.",
         "",
         "| file | what | parameters | test accuracy | SHA-256 |",
         "|---|---|---|---|---|",

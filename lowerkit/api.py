@@ -16,11 +16,9 @@ from lowerkit import artifact as artifact_files
 from lowerkit import pipeline
 from lowerkit.artifact import Artifact
 from lowerkit.errors import ArtifactError, LowerkitWarning, PlanError, UnsupportedError
-from lowerkit.graph.expand import expand
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
 from lowerkit.passes.base import Contract
-from lowerkit.passes.lower import apply_plan, check_domains, default_plan
 from lowerkit.pipeline import Stages
 from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
@@ -61,13 +59,11 @@ def plan(
     canonical = pipeline.canonical_graph(load_model(path, shape), chosen, Stages(), methods=methods)
     pipeline.check_target(canonical, chosen, lowered=False)
     samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
-    observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
-    made = default_plan(canonical, chosen, observed, methods, options)
-    apply_plan(canonical, made)
-    expand(canonical, chosen.expands)
-    return dataclasses.replace(
-        made, options=chosen.complete(canonical, samples, made.options, synthetic=synthetic)
+    lowered = pipeline.lower(
+        canonical, chosen, samples, synthetic=synthetic, methods=methods, options=options, check=False
     )
+    completed = chosen.complete(lowered.model, samples, lowered.plan.options, synthetic=synthetic)
+    return dataclasses.replace(lowered.plan, options=completed)
 
 
 def compile(
@@ -111,19 +107,18 @@ def compile(
         original = load_model(source, shape)
         canonical = pipeline.canonical_graph(original, chosen, stages, plan, methods)
         pipeline.check_target(canonical, chosen, lowered=False)
-        stages.start("calibrate")
         samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
-        observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
-        stages.start("plan")
-        if plan is None:
-            plan = default_plan(canonical, chosen, observed, methods, options)
-        else:
-            plan = _with_options(plan, chosen, options)
-        check_domains(canonical, plan, observed)
-        stages.start("rewrite")
-        lowered = canonical.clone()
-        apply_plan(lowered, plan)
-        expand(lowered, chosen.expands)  # what the plan names and keeps
+        lowering = pipeline.lower(
+            canonical,
+            chosen,
+            samples,
+            _with_options(plan, chosen, options) if plan is not None else None,
+            synthetic=synthetic,
+            methods=methods,
+            options=options,
+            stages=stages,
+        )
+        lowered, plan = lowering.model, lowering.plan
         plan = dataclasses.replace(
             plan, options=chosen.complete(lowered, samples, plan.options, synthetic=synthetic)
         )
@@ -139,7 +134,7 @@ def compile(
         artifact_files.write_manifest(directory, {"name": source.name, "sha256": digest}, original, plan)
         stages.start("validate")
         checked = _self_check(
-            Artifact.load(directory), chosen, original, canonical, lowered, samples, synthetic
+            Artifact.load(directory), chosen, original, lowering.graphs, lowered, samples, synthetic
         )
     _warn_of_replacements(checked)
     return Artifact.load(output)
@@ -199,7 +194,7 @@ def validate(
         artifact.run,
         read_samples(data, artifact.inputs),
         planned=artifact.plan,
-        canonical=pipeline.canonical_graph(original, target, Stages(), artifact.plan) if layers else None,
+        graphs=_graphs(original, target, artifact.plan) if layers else (),
         labels=read_labels(labels) if labels is not None else None,
         probe=_probe(target, lowered, artifact.plan) if layers else None,
         oracle=_oracle(target, lowered, artifact.plan),
@@ -211,11 +206,17 @@ def validate(
     return validation
 
 
+def _graphs(original: ir.Model, target: Target, plan: Plan) -> tuple[ir.Model, ...]:
+    """The graphs that a plan speaks of."""
+    canonical = pipeline.canonical_graph(original, target, Stages(), plan)
+    return pipeline.lower(canonical, target, (), plan).graphs
+
+
 def _self_check(
     artifact: Artifact,
     target: Target,
     original: ir.Model,
-    canonical: ir.Model,
+    graphs: Sequence[ir.Model],
     lowered: ir.Model,
     samples: Sequence[Mapping[str, np.ndarray]],
     synthetic: bool,
@@ -227,7 +228,7 @@ def _self_check(
         artifact.run,
         samples[: target.self_checked],
         planned=artifact.plan,
-        canonical=canonical,
+        graphs=graphs,
         synthetic=synthetic,
         oracle=_oracle(target, lowered, artifact.plan),
     )
@@ -243,7 +244,7 @@ def _self_check(
         raise UnsupportedError(
             f"the compiled output '{output.name}' differs from onnxruntime by {found:.2g} of its scale on "
             f"calibration samples, and target '{target.name}' should stay within {limit:g}",
-            node=_first_wrong(target, original, canonical, lowered, artifact.plan, samples),
+            node=_first_wrong(target, original, graphs, lowered, artifact.plan, samples),
             hint="this is a fault of the target's compiler; choose another method or shape, and report it",
         )
     _report(validation, artifact, target)
@@ -279,7 +280,7 @@ def _warn_of_replacements(validation: Validation) -> None:
 def _first_wrong(
     target: Target,
     original: ir.Model,
-    canonical: ir.Model,
+    graphs: Sequence[ir.Model],
     lowered: ir.Model,
     plan: Plan,
     samples: Sequence[Mapping[str, np.ndarray]],
@@ -291,7 +292,7 @@ def _first_wrong(
         _probe(target, lowered, plan)([]),
         samples[:1],
         planned=plan,
-        canonical=canonical,
+        graphs=graphs,
         probe=_probe(target, lowered, plan),
     )
     for layer in probed.layers:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,10 +17,12 @@ from lowerkit.errors import LowerkitWarning, UnsupportedError
 from lowerkit.graph.canonicalise import canonicalise
 from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.graph.expand import expand
+from lowerkit.graph.inline import inline, settle
 from lowerkit.graph.load import upgrade
 from lowerkit.passes import registry
+from lowerkit.passes.lower import apply_plan, check_domains, default_plan
 from lowerkit.passes.registry import KEEP
-from lowerkit.plan import Plan
+from lowerkit.plan import Choice, Plan
 from lowerkit.targets.base import Progress, Target
 from lowerkit.validation.samples import read_samples, synthetic_samples
 
@@ -116,3 +119,96 @@ def calibrate_plannable(
     calibration = calibrate(model, samples, values)
     calibration.synthetic = synthetic
     return calibration
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What became of a canonical graph.
+
+    Attributes:
+        graphs: those that the plan speaks of, in turn: the canonical one and, where the target plans the bodies of
+            methods, the graphs with bodies inlined, until nothing is left to plan.
+        model: the lowered graph.
+        plan: the choices for all of them.
+    """
+
+    graphs: tuple[ir.Model, ...]
+    model: ir.Model
+    plan: Plan
+
+
+def lower(
+    canonical: ir.Model,
+    target: Target,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    plan: Plan | None = None,
+    *,
+    synthetic: bool = False,
+    methods: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    check: bool = True,
+    stages: Stages | None = None,
+) -> Lowering:
+    """Plan and rewrite the canonical graph, which stays as it is.
+
+    Where `target` plans bodies, methods that it has no operator for go first, and their bodies are put in their place;
+    the others are then fitted to what they get in such a graph.
+
+    Args:
+        samples: calibration samples; without them a given plan is followed as it is, guards in bodies included.
+        plan: the choices; where it is None the target's defaults, overridden by `methods`, with `options`.
+        check: refuse approximations whose domain the samples leave.
+
+    Raises PlanError.
+    """
+    stages = stages or Stages()
+    graphs: list[ir.Model] = []
+    choices: list[Choice] = []
+    made = plan or Plan(target.name, (), options or {})
+    model = canonical
+    while True:
+        taken = frozenset(choice.node for choice in choices)
+        named = {node.name for node in model.graph.all_nodes()}
+        stages.start("calibrate")
+        observed = calibrate_plannable(model, samples, synthetic=synthetic)
+        stages.start("plan")
+        if plan is None:
+            made = default_plan(model, target, observed, methods, options, taken)
+        else:
+            made = replace(plan, choices=tuple(c for c in plan.choices if c.node in named - taken))
+        if graphs and not made.choices:
+            break
+        if target.plans_bodies:
+            made = _bodies_first(model, target, made)
+        if check:
+            check_domains(model, made, observed)
+        stages.start("rewrite")
+        graphs.append(model)
+        choices += made.choices
+        model = model.clone()
+        apply_plan(model, made)
+        expand(model, target.expands)
+        if not target.plans_bodies:
+            break
+        if inline(model, target.native) and samples:
+            settle(model, samples)
+        expand(model, target.expands)
+        stages.dump("inlined", model)
+    if plan is not None:
+        apply_plan(model, replace(plan, choices=tuple(c for c in plan.choices if c not in choices)))
+    return Lowering(tuple(graphs), model, replace(made, choices=tuple(choices)))
+
+
+def _bodies_first(model: ir.Model, target: Target, plan: Plan) -> Plan:
+    """The choices of methods whose operators `target` has not, if there are any; all of them if there are none."""
+    nodes = {node.name: node for node in model.graph.all_nodes()}
+
+    def foreign(choice: Choice) -> bool:
+        family = registry.family_of(choice.op)
+        if choice.method == KEEP or family is None or nodes[choice.node].op_type != choice.op:
+            return False
+        method = registry.make(family, choice.method, choice.options)
+        return choice.op in method.functions and method.function(nodes[choice.node]).name not in target.native
+
+    first = tuple(choice for choice in plan.choices if foreign(choice))
+    return replace(plan, choices=first) if first else plan

@@ -503,7 +503,7 @@ def test_canonical_graph_names_what_the_original_spells_out() -> None:
     canonical.graph.node(0).name = "softmax"
     lowered, plan = lowered_by(canonical, softmax="poly-exp")
     samples = synthetic_samples(original, 3, 0)
-    found = validate(original, lowered, Reference(lowered), samples, planned=plan, canonical=canonical)
+    found = validate(original, lowered, Reference(lowered), samples, planned=plan, graphs=(canonical,))
     assert found.choices[0].local.count == 3 * 16
     assert found.layers[0].value == "y"
     assert found.outputs[0].error.method.max_abs == pytest.approx(found.choices[0].local.max_abs, abs=1e-6)

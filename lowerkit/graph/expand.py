@@ -207,12 +207,16 @@ def _expand_norm(model: ir.Model, node: ir.Node) -> None:
 
 
 def _expand_softmax(model: ir.Model, node: ir.Node) -> None:
-    """Exp(x) Reciprocal(sum Exp(x)): for targets that cannot overflow where x is in its calibrated range."""
+    """e / sum e with e = Exp(x - mean): for targets without a maximum, which cannot overflow on a calibrated range.
+
+    Less its mean a row's exponentials add up to at least its length n, as exp is convex (Jensen), and for x within an
+    interval of width R to at most n exp(R^2 / 8) (Hoeffding's lemma): Reciprocal sees a range that no mean widens.
+    """
     (x,) = node.inputs
     assert x is not None
     make = _Builder(model, node)
     axes = make.constant("axes", np.array([node.attributes.get_int("axis", -1)], np.int64))
-    powers = make("powers", "Exp", x)
+    powers = make("powers", "Exp", make("centred", "Sub", x, make("mean", "ReduceMean", x, axes, keepdims=1)))
     total = make("sum", "ReduceSum", powers, axes, keepdims=1)
     make.replace(make("weights", "Mul", powers, make("reciprocal", "Reciprocal", total)))
 

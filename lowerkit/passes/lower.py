@@ -23,8 +23,11 @@ def default_plan(
     calibration: Calibration,
     families: Mapping[str, str] | None = None,
     options: Mapping[str, object] | None = None,
+    taken: frozenset[str] = frozenset(),
 ) -> Plan:
     """The target's choice for every plannable node; `families` (family -> method, with options) overrides it.
+
+    Nodes named in `taken` are left out: they have been planned.
 
     A default method that refuses a node gives way to `keep`; one the user asked for raises PlanError.
     """
@@ -35,7 +38,7 @@ def default_plan(
     choices = []
     for node in model.graph.all_nodes():
         family = registry.family_of_node(node)
-        if family is None:
+        if family is None or _name(node) in taken:
             continue
         name, given = registry.parse_choice(asked.get(family, target.defaults.get(family, KEEP)))
         if name == KEEP:

@@ -57,6 +57,9 @@ class Target(ABC):
     must_lower: ClassVar[frozenset[str]] = frozenset()
     #: Operators of the `lowerkit` domain that the target emits itself; the others are inlined.
     native: ClassVar[frozenset[str]] = frozenset()
+    #: Whether operators are inlined while lowering, so that what is in their bodies is planned in turn; else the
+    #: target inlines what it does not emit itself.
+    plans_bodies: ClassVar[bool] = False
     #: Arithmetic error, relative to an output's scale, above which emitted code is wrong, not imprecise.
     tolerance: ClassVar[float] = 1e-3
     #: Samples on which a new artifact is compared with onnxruntime before it is moved to its place.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from lowerkit.numerics.metrics import ErrorStats
 from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes import registry
 from lowerkit.passes.base import Method
+from lowerkit.passes.lower import apply_plan
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.reference import Reference
@@ -21,9 +22,9 @@ from lowerkit.validation.results import ChoiceResult
 
 @dataclass
 class _Trial:
-    """A planned node of the canonical graph, and the operator that replaced it as a model of its own.
+    """A planned node of a graph, and the operator that replaced it as a model of its own.
 
-    `output` is the value of the canonical graph whose place the operator's took.
+    `output` is the value of the graph whose place the operator's took.
     """
 
     method: Method
@@ -35,12 +36,12 @@ class _Trial:
 
     @property
     def taps(self) -> list[str]:
-        """Values to take from a run of the canonical graph."""
+        """Values to take from a run of the graph."""
         inputs = [value for value in self.before.inputs if value is not None and value.producer() is not None]
         return [value.name or "" for value in [*inputs, self.output]]
 
     def update(self, values: Mapping[str, np.ndarray]) -> None:
-        """Add one sample, given the values of a run of the canonical graph, inputs among them."""
+        """Add one sample, given the values of a run of the graph, inputs among them."""
         output, source = self.output.name or "", self.before.inputs[0]
         inputs = [value.name or "" for value in _fed(self.before.inputs)]
         result = self.after({name: values[name] for name in inputs})[output]
@@ -50,35 +51,47 @@ class _Trial:
 
 
 def compare_choices(
-    canonical: ir.Model,
-    lowered: ir.Model,
+    graphs: Sequence[ir.Model],
     samples: Sequence[Mapping[str, np.ndarray]],
     plan: Plan,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[ChoiceResult, ...]:
     """The local error of each method in the plan, with its bound, in the plan's order.
 
-    The method gets the inputs that the canonical float model gives the original operator, and its output
+    The method gets the inputs that the graph before it, in float, gives the original operator, and its output
     (onnxruntime, float32) is compared with that operator's. Nodes inside subgraphs are not measured.
+
+    Args:
+        graphs: those that the plan speaks of, in turn: each has the choices of the ones before behind it.
     """
     methods = {choice.node: _method(choice) for choice in plan.choices}
     trials: dict[str, _Trial] = {}
-    after = {node.name: node for node in lowered.graph}
-    for node in canonical.graph if samples else ():
-        name = node.name or ""
-        method = methods.get(name)
-        if method is not None and name in after:
-            output = method.replaced(node).outputs[0]
-            trials[name] = _Trial(method, node, output, _alone(lowered, after[name], output))
-    sizes = [sum(value_bytes(v) for v in (*t.before.inputs, t.output) if v) for t in trials.values()]
-    for group in by_bytes(list(trials.values()), sizes, TAP_BYTES):
-        reference = Reference(canonical, list(dict.fromkeys(tap for trial in group for tap in trial.taps)))
-        for sample in samples:
-            values = {**sample, **reference(sample)}
-            for trial in group:
-                trial.update(values)
-            advance()
+    for graph in graphs if samples else ():
+        found = _trials(graph, plan, {name: m for name, m in methods.items() if m and name not in trials})
+        trials |= found
+        sizes = [sum(value_bytes(v) for v in (*t.before.inputs, t.output) if v) for t in found.values()]
+        for group in by_bytes(list(found.values()), sizes, TAP_BYTES):
+            reference = Reference(graph, list(dict.fromkeys(tap for trial in group for tap in trial.taps)))
+            for sample in samples:
+                values = {**sample, **reference(sample)}
+                for trial in group:
+                    trial.update(values)
+                advance()
     return tuple(_result(choice, methods[choice.node], trials.get(choice.node)) for choice in plan.choices)
+
+
+def _trials(graph: ir.Model, plan: Plan, methods: Mapping[str, Method]) -> dict[str, _Trial]:
+    """Those nodes of the graph that are planned, each with its method alone in its place."""
+    nodes = {node.name or "": node for node in graph.graph if node.name in methods}
+    rewritten = graph.clone()
+    apply_plan(rewritten, replace(plan, choices=tuple(c for c in plan.choices if c.node in nodes)))
+    after = {node.name: node for node in rewritten.graph}
+    found = {}
+    for name, node in nodes.items():
+        if name in after:
+            output = methods[name].replaced(node).outputs[0]
+            found[name] = _Trial(methods[name], node, output, _alone(rewritten, after[name], output))
+    return found
 
 
 def _method(choice: Choice) -> Method | None:

@@ -35,7 +35,7 @@ def validate(
     samples: Sequence[Mapping[str, np.ndarray]],
     *,
     planned: Plan,
-    canonical: ir.Model | None = None,
+    graphs: Sequence[ir.Model] = (),
     labels: np.ndarray | None = None,
     probe: Probe | None = None,
     oracle: Runner | None = None,
@@ -50,9 +50,9 @@ def validate(
         lowered: the graph after the plan, method operators with their bodies.
         run: the artifact.
         samples: input name -> array, one mapping per run.
-        planned: the plan that led from canonical to lowered.
-        canonical: the graph that the plan speaks of; `original` when None. Needed for the local error of
-            nodes that canonicalisation named.
+        planned: the plan that led to lowered.
+        graphs: those that the plan speaks of, in turn, the canonical one first; `original` when there are none.
+            Needed for the local error of nodes that canonicalisation named, or that are in methods' bodies.
         labels: [rows of all samples] integer classes, for accuracy.
         probe: runners of the artifact's code with intermediate values; without it, layers have method
             errors alone.
@@ -73,11 +73,11 @@ def validate(
     if exact is not None:
         exact.compare()
     few = samples[: LAYER_SAMPLES if layers else 0]
-    canonical = canonical if canonical is not None else original
+    graphs = graphs or (original,)
     found, left_out = compare_layers(
-        original, canonical, lowered, few, probe, planned, _counter(progress, "layers", len(few))
+        original, graphs[0], lowered, few, probe, planned, _counter(progress, "layers", len(few))
     )
-    choices = compare_choices(canonical, lowered, few, planned, _counter(progress, "choices", len(few)))
+    choices = compare_choices(graphs, few, planned, _counter(progress, "choices", len(few)))
     return Validation(
         len(samples),
         len(few),

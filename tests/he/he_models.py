@@ -12,7 +12,6 @@ from helpers import parse
 
 from lowerkit import pipeline
 from lowerkit.graph.load import load_model
-from lowerkit.passes.lower import apply_plan, default_plan
 from lowerkit.passes.registry import make
 from lowerkit.targets.he.target import HeTarget
 
@@ -57,10 +56,7 @@ def lowered(
     target = HeTarget()
     canonical = pipeline.canonical_graph(load_model(path), target, pipeline.Stages(), None, methods)
     samples, synthetic = pipeline.gather_samples(canonical, calibration)
-    observed = pipeline.calibrate_plannable(canonical, samples, synthetic=synthetic)
-    model = canonical.clone()
-    apply_plan(model, default_plan(canonical, target, observed, methods))
-    return model, samples
+    return pipeline.lower(canonical, target, samples, synthetic=synthetic, methods=methods).model, samples
 
 
 def emitted(model: ir.Model, directory: Path, **options: Any) -> Path:

@@ -16,6 +16,7 @@ from test_packing import check
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.expand import expand
+from lowerkit.graph.inline import inline
 from lowerkit.passes.registry import make
 from lowerkit.reference import Reference
 from lowerkit.targets.he.packing.network import pack
@@ -206,6 +207,7 @@ def test_a_folded_batch_norm_is_affine() -> None:
     model = parse(text, g=np.full(8, 0.5, np.float32), b=np.arange(8, dtype=np.float32))
     numbers = {"mean": tuple(np.linspace(-1, 1, 8)), "variance": (0.25,) * 8}
     make("norm", "batch-norm", numbers).rewrite(model, next(iter(model.graph)))
+    inline(model, HeTarget.native)
     program = read(model)
     assert [type(step) for step in program.steps[1:]] == [Affine]
     for sample in uniform(model, 2):

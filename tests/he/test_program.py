@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from he_models import uniform
 from helpers import parse
+from test_packing import check
 
 from lowerkit.errors import UnsupportedError
+from lowerkit.graph.expand import expand
+from lowerkit.graph.names import name_nodes
 from lowerkit.passes.registry import make
 from lowerkit.reference import Reference
+from lowerkit.targets.he.packing.network import least_depth
 from lowerkit.targets.he.program import Affine, Polynomial, Product
 from lowerkit.targets.he.reading import read
+from lowerkit.targets.he.target import HeTarget
 
 RNG = np.random.default_rng(0)
 
@@ -138,3 +143,55 @@ def test_polynomials_are_moved_to_the_unit_interval() -> None:
     assert (polynomial.low, polynomial.high) == (-1, 1)
     for sample in uniform(model, 3):
         np.testing.assert_allclose(program.run(sample)["y"], Reference(model)(sample)["y"], atol=1e-5)
+
+
+NORMS = """(float[1,4,8] x) => (float[1,4,8] y) {
+    x0 = MatMul (x, w0)
+    n0 = LayerNormalization <axis = -1> (x0, g, b) m0 = MatMul (n0, w1) p0 = Mul (m0, m0) a0 = MatMul (p0, w2)
+    x1 = Add (x0, a0)
+    n1 = LayerNormalization <axis = -1> (x1, g, b) m1 = MatMul (n1, w1) p1 = Mul (m1, m1) a1 = MatMul (p1, w2)
+    x2 = Add (x1, a1)
+    y = LayerNormalization <axis = -1> (x2, g, b)
+}"""
+
+
+def test_centring_costs_no_level_and_matrices_go_before_norms() -> None:
+    """Of each block: the square, the polynomial's 3 levels beside the matrix, its product, the square, the matrix."""
+    rng = np.random.default_rng(4)
+
+    def draw(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / 3).astype(np.float32)
+
+    weights = {"w0": draw(8, 8), "w1": draw(8, 12), "w2": draw(12, 8) / 4, "g": 1 + draw(8), "b": draw(8)}
+    model = parse(NORMS, **weights)
+    name_nodes(model)
+    expand(model, HeTarget.expands)
+    for node in [node for node in model.graph if node.op_type == "Rsqrt"]:
+        make("rsqrt", "interval-poly", {"low": 0.003, "high": 20.0, "degree": 7}).rewrite(model, node)
+    program = read(model)
+    for sample in uniform(model, 3):
+        expected = Reference(model)(sample)["y"]
+        np.testing.assert_allclose(program.run(sample)["y"], expected, rtol=1e-4, atol=1e-4)
+    assert least_depth(program) == 1 + 2 * 7 + 1 + 3 + 1 + 1  # the last scale is a matrix, after its product
+    names = [step.name for step in program.steps]
+    assert sum(name.endswith((".projected", ".projected.scaled")) for name in names) == 3
+    assert not any("centred" in step.name for step in program.steps if isinstance(step, Affine))
+    check(program, uniform(model, 1), 256, "auto")
+
+
+def test_values_that_something_else_reads_are_not_centred() -> None:
+    """The sum of a value is asked for as well, which a projection would lose."""
+    text = """(float[1,8] x) => (float[1,8] y, float[1,1] s) {
+        h = MatMul (x, w) y = LayerNormalization <axis = -1> (h, g, b) s = ReduceSum (h, last)
+    }"""
+    eye, last = np.eye(8, dtype=np.float32), np.array([-1])
+    model = parse(text, w=eye, g=eye[0], b=eye[1], last=last)
+    expand(model, HeTarget.expands)
+    (rsqrt,) = (node for node in model.graph if node.op_type == "Rsqrt")
+    make("rsqrt", "interval-poly", {"low": 0.01, "high": 10.0, "degree": 3}).rewrite(model, rsqrt)
+    program = read(model)
+    assert not any(".projected" in step.name for step in program.steps)
+    sample = uniform(model, 1)[0]
+    expected = Reference(model)(sample)
+    for name, found in expected.items():
+        np.testing.assert_allclose(program.run(sample)[name], found, rtol=1e-4, atol=1e-4)

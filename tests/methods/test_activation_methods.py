@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -320,6 +321,22 @@ def test_least_squares_is_better_where_the_data_is(family: str) -> None:
     assert again.bound() == weighted.bound()
 
 
+@pytest.mark.parametrize(("wanted", "degree"), [(0.2, 15), (0.05, 31), (1e-4, 63)])
+def test_the_least_degree_of_whole_levels_within_an_error(wanted: float, degree: int) -> None:
+    """1/x over a factor of 100, whose best relative error is 1 / T_(d+1)((high + low) / (high - low))."""
+    cls = interval_poly.METHODS["reciprocal"]
+    stats = stats_of(np.float32([2.0, 50.0]))
+    method = cls.fit(stats, {"margin": 2.0, "max_error": wanted})
+    assert (method.low, method.high, method.degree) == (1.0, 100.0, degree)
+    best = 1 / math.cosh((degree + 1) * math.acosh(101 / 99))
+    found = method.bound().value
+    assert best * 0.99 <= found <= wanted
+    assert cls(low=1.0, high=100.0, degree=(degree - 1) // 2).bound().value > wanted
+    x = np.geomspace(1, 100, 5001)
+    assert np.abs(method.evaluate(x) * x - 1).max() <= found
+    assert cls(**vars(method)) == method
+
+
 def test_symmetry_leaves_half_of_the_coefficients_out() -> None:
     odd = interval_poly.METHODS["tanh"](degree=9).series()
     assert not any(odd.coefficients[0::2])
@@ -334,6 +351,13 @@ def test_symmetry_leaves_half_of_the_coefficients_out() -> None:
         (interval_poly.METHODS["rsqrt"], {"low": -1.0, "high": 2.0}, "low must be a number from"),
         (interval_poly.METHODS["tanh"], {"low": 2.0, "high": 1.0}, "low must be less than high"),
         (interval_poly.METHODS["tanh"], {"fitting": "nearest"}, "minimax or least-squares"),
+        (interval_poly.METHODS["tanh"], {"max_error": 1.0}, "max_error must be a number from 0 to 1"),
+        (
+            interval_poly.METHODS["tanh"],
+            {"max_error": 1e-9},
+            "out of reach .*: degree 63 gives .*; choose a smaller",
+        ),
+        (interval_poly.METHODS["exp"], {"low": -100.0, "high": 0.0}, "low must be a number from -80 to 80"),
         (interval_poly.METHODS["tanh"], {"degree": 3, "coefficients": (1.0,)}, "4 finite numbers"),
         (composite.METHODS["tanh"], {"inner": 4}, "odd integer from 3 to 15"),
         (composite.METHODS["tanh"], {"limit": -1.0}, "limit must be"),

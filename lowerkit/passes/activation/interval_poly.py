@@ -25,11 +25,13 @@ from lowerkit.passes.activation.bodies import Body, coefficients, from_attribute
 from lowerkit.passes.base import Bound, Contract, Evidence
 
 #: Bodies evaluate this many coefficients; those above the degree are zero.
-TERMS = 32
+TERMS = 64
+#: Degrees that take all of a number of levels on encrypted data, among which `max_error` chooses.
+_WHOLE = (1, 3, 7, 15, 31, 63)
 #: Parts of the interval in which calibrated values are counted.
 _PARTS = 256
-#: Ends of intervals of positive functions, and of all others.
-_LEAST, _MOST = 2.0**-24, 1e6
+#: Ends of intervals of positive functions, of exp, whose values are then float32's, and of all others.
+_LEAST, _EXP, _MOST = 2.0**-24, 80.0, 1e6
 
 
 def _clenshaw() -> str:
@@ -53,7 +55,7 @@ class IntervalPolyActivation(ActivationMethod):
     """The whole function on [low, high] as one polynomial, which knows no comparison, sign or shift.
 
     sum c_k T_k(t), t the interval mapped to [-1, 1], by Clenshaw's recurrence: Chebyshev polynomials keep degrees
-    up to 31 stable in float32. What symmetry the function has is used where the interval has it too, so that half
+    up to 63 stable in float32. What symmetry the function has is used where the interval has it too, so that half
     of the coefficients are 0: tanh and erf are odd, the sigmoid is after 1/2 is taken off, and GELU, SiLU and
     softplus are even after x/2 is, and ReLU is |x|/2. There the polynomial is x/2 plus one of t^2, and a degree of
     2 m costs the depth of m and one.
@@ -67,6 +69,11 @@ class IntervalPolyActivation(ActivationMethod):
     The bound is certified on 2^17 cells for the rounded coefficients, whichever way they were found; it is
     relative for exp, 1/x and x^(-1/2).
 
+    Where `max_error` is not 0, the degree is the least of 1, 3, 7, ..., 63 whose minimax polynomial is within it on the
+    interval. For 1/x the relative error of degree d is 1 / T_(d+1)((high + low) / (high - low)): at high / low = 100,
+    8 % for degree 15, 0.33 % for 31 and, as coefficients are float32, 2e-5 for 63. A Newton step, which squares it,
+    takes two products in a row, where twice the degree nearly squares it with one.
+
     Outside of [low, high] polynomials grow without limit: the error there has no bound, and values that
     calibration did not foresee may spoil everything that depends on them. NaN gives NaN.
     """
@@ -77,6 +84,7 @@ class IntervalPolyActivation(ActivationMethod):
     margin: float = 1.5
     fitting: str = "minimax"
     coefficients: tuple[float, ...] = ()
+    max_error: float = 0.0
 
     name: ClassVar[str] = "interval-poly"
     contract: ClassVar[Contract] = Contract.APPROXIMATE
@@ -85,7 +93,7 @@ class IntervalPolyActivation(ActivationMethod):
         "section 3; Remez exchange or weighted least squares, certified here"
     )
     cost: ClassVar[Mapping[str, str]] = {
-        "cpu": "31 steps of Clenshaw's recurrence per element: for reference, `poly` is faster",
+        "cpu": "63 steps of Clenshaw's recurrence per element: for reference, `poly` is faster",
         "gpu": "as on a cpu",
         "fpga": "`degree` multipliers, half of them where there is a parity; no comparators",
         "he": "depth ceil(log2(degree + 1)); about 2 sqrt(degree) products by Paterson and Stockmeyer's scheme",
@@ -96,11 +104,11 @@ class IntervalPolyActivation(ActivationMethod):
         if self.low == self.high == 0:
             object.__setattr__(self, "low", self.of.low)
             object.__setattr__(self, "high", self.of.high)
-        least = _LEAST if self.positive else -_MOST
+        least, most = self._ends()
         for name in ("low", "high"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= _MOST:
-                raise ValueError(f"{name} must be a number from {least:g} to {_MOST:g}, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+                raise ValueError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}")
         if not self.low < self.high:
             raise ValueError(f"low must be less than high, not {self.low!r} and {self.high!r}")
         if (
@@ -111,10 +119,32 @@ class IntervalPolyActivation(ActivationMethod):
             raise ValueError(f"margin must be a number from 1 to 100, not {self.margin!r}")
         if self.fitting not in ("minimax", "least-squares"):
             raise ValueError(f"fitting must be minimax or least-squares, not {self.fitting!r}")
+        wanted = self.max_error
+        if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 <= wanted < 1:
+            raise ValueError(f"max_error must be a number from 0 to 1, not {wanted!r}")
+        if wanted and not self.coefficients:
+            object.__setattr__(self, "degree", self._least_degree())  # so that plans say what was chosen
         given = tuple(self.coefficients)
         if given and (len(given) != self.degree + 1 or not np.all(np.isfinite(given))):
             raise ValueError(f"coefficients must be {self.degree + 1} finite numbers")
         object.__setattr__(self, "coefficients", given)
+
+    def _ends(self) -> tuple[float, float]:
+        """Between which the interval has to be."""
+        if self.positive:
+            return _LEAST, _MOST
+        return (-_EXP, _EXP) if self.of.op == "Exp" else (-_MOST, _MOST)
+
+    def _least_degree(self) -> int:
+        """The least degree whose bound on the interval is at most `max_error`."""
+        for degree in _WHOLE:
+            bound = replace(self, degree=degree, max_error=0.0).bound().value
+            if bound <= self.max_error:
+                return degree
+        raise ValueError(
+            f"max_error {self.max_error:g} is out of reach on [{self.low:.4g}, {self.high:.4g}]: degree {degree} "
+            f"gives {bound:.2g}; choose a smaller margin"
+        )
 
     @property
     def positive(self) -> bool:
@@ -129,12 +159,12 @@ class IntervalPolyActivation(ActivationMethod):
     @classmethod
     def fit(cls, stats: TensorStats | None, options: Mapping[str, Any]) -> IntervalPolyActivation:
         """The interval from the calibrated range, and the least-squares coefficients from the values."""
-        method = cls(**options)
         if stats is None or not stats.count:
-            return method
+            return cls(**options)
         if "low" not in options and "high" not in options:
-            low, high = method.widened(stats.minimum, stats.maximum)
-            method = replace(method, low=low, high=high)
+            low, high = cls(**{**options, "max_error": 0.0}).widened(stats.minimum, stats.maximum)
+            options = {**options, "low": low, "high": high}
+        method = cls(**options)
         if method.fitting == "least-squares" and "coefficients" not in options:
             fitted = method.weighted(stats)
             method = replace(method, coefficients=fitted)
@@ -149,7 +179,8 @@ class IntervalPolyActivation(ActivationMethod):
             reach = float(np.clip(self.margin * max(abs(low), abs(high)), 1.0, _MOST))
             return -reach, reach
         middle, half = (low + high) / 2, max(self.margin * (high - low) / 2, 0.5)
-        return max(middle - half, -_MOST), min(middle + half, _MOST)
+        least, most = self._ends()
+        return max(middle - half, least), min(middle + half, most)
 
     def weighted(self, stats: TensorStats) -> tuple[float, ...]:
         """Least-squares coefficients for the calibrated values."""
@@ -209,7 +240,7 @@ class IntervalPolyActivation(ActivationMethod):
         return Body(f"IntervalPoly{activation.op}", ("X", "coefficients"), attributes, text)
 
     def constants(self, node: ir.Node) -> dict[str, np.ndarray]:
-        """Coefficients of T_0 to T_31, float32."""
+        """Coefficients of T_0 to T_63, float32."""
         found = self.series(self.variant(node)).coefficients
         return {"coefficients": np.array([*found, *[0.0] * (TERMS - len(found))], np.float32)}
 

@@ -36,12 +36,9 @@ AFFINE: Mapping[str, tuple[int, ...]] = {
         ),
         (0,),
     ),
-    **dict.fromkeys(("AverageForMaxPool", "BatchNorm", "BatchRMSNorm"), (0,)),
 }  # fmt: skip
 #: Constant inputs that are added; for jointly affine operators, all are.
 ADDED: Mapping[str, tuple[int, ...]] = {
-    "BatchNorm": (2, 3),
-    "BatchRMSNorm": (2,),
     "BatchNormalization": (2, 3),
     "Conv": (2,),
     "ConvTranspose": (2,),

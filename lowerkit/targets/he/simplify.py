@@ -7,6 +7,8 @@ In order:
   product with V, and not before it;
 - every polynomial gets [-1, 1], after an affine step that maps its interval there;
 - affine steps of affine steps are multiplied out;
+- values that are only read centred, as all between layer norms are, are centred where they are computed;
+- a matrix goes before a factor that is the same for all that each of its rows sums, and computed beside it;
 - constant factors go to where they cost nothing, so that sums are sums.
 """
 
@@ -24,7 +26,8 @@ from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Prog
 
 def simplified(program: Program) -> Program:
     """All of the module's rewritings."""
-    return balanced(fused(_on_unit(taken_out(gathered(program)))))
+    program = projected(fused(_on_unit(taken_out(gathered(program))), inputs=False))
+    return balanced(factored(fused(gathered(program))))
 
 
 def gathered(program: Program) -> Program:
@@ -114,20 +117,165 @@ def _same_in_rows(matrix: sparse.csr_array, index: np.ndarray | None) -> np.ndar
     return first if same else None
 
 
-def fused(program: Program) -> Program:
+def fused(program: Program, *, inputs: bool = True) -> Program:
     """The same program with affine steps of affine steps multiplied out: each costs a level.
 
-    A step whose matrix only moves and scales elements goes into all of its readers, and so does a map of what the
-    client sends where that makes no matrix larger; any other goes into its only reader, so that nothing is computed
-    twice.
+    A step whose matrix only moves and scales elements goes into all of its readers, and so, if `inputs`, does a map of
+    what the client sends where that makes no matrix larger; any other goes into its only reader, so that nothing is
+    computed twice. Plain sums cost no level, and stay where their reader's matrix would grow.
     """
     steps: dict[str, Step] = {}
     readers = _readers(program)
     for step in program.steps:
         if isinstance(step, Affine):
-            step = _substituted(step, steps, readers)
+            step = _substituted(step, steps, readers, inputs)
         steps[step.name] = step
     return _live(program, steps)
+
+
+def projected(program: Program) -> Program:
+    """Values that are only read through one projection, directly or as terms of sums, are projected from the start.
+
+    With P P = P every reader finds what it found, and P of such a value is the value itself: a layer norm's centring
+    costs nothing where it is applied to the weights of what is summed up to its input. Exact, since P is linear.
+    """
+    joined = _joined(program)
+    through = _read_through(joined)
+    steps: list[Step] = []
+    names = {name: f"{name}.projected" for name in through}
+    for step, other in zip(program.steps, joined.steps, strict=True):
+        if isinstance(step, Affine):
+            step = other if isinstance(other, Affine) and through.keys() & other.terms.keys() else step
+            step = _projected(step, through, names)
+        steps.append(step)
+    return _live(program, {step.name: step for step in steps})
+
+
+def _projected(step: Affine, through: Mapping[str, sparse.csr_array], names: Mapping[str, str]) -> Affine:
+    """The step of projected values, itself projected if it is one."""
+    own = through.get(step.name)
+    terms: dict[str, sparse.csr_array] = {}
+    for name, matrix in step.terms.items():
+        done = through.get(name)
+        if done is not None and _same(matrix, done):
+            matrix = _identity(matrix.shape[0])
+        elif own is not None and not (done is not None and _same(done, own)):
+            matrix = sparse.csr_array(own @ matrix)
+        terms[names.get(name, name)] = matrix
+    bias = step.bias if own is None else own @ step.bias
+    return replace(step, name=names.get(step.name, step.name), terms=terms, bias=bias)
+
+
+def _joined(program: Program) -> Program:
+    """The program with x - mean(x) as one matrix of x, and what else reads a value and sums of that value alone."""
+    steps = {step.name: step for step in program.steps}
+    found: list[Step] = []
+    for step in program.steps:
+        if isinstance(step, Affine) and len(step.terms) == 2:
+            for name, inner in step.terms.items():
+                source = steps[name]
+                (other,) = step.terms.keys() - {name}
+                if isinstance(source, Affine) and source.terms.keys() == {other}:
+                    matrix = sparse.csr_array(step.terms[other] + inner @ source.terms[other])
+                    step = replace(step, terms={other: matrix}, bias=step.bias + inner @ source.bias)
+                    break
+        found.append(step)
+    return Program(tuple(found), program.outputs)
+
+
+def _read_through(program: Program) -> dict[str, sparse.csr_array]:
+    """Affine steps' values that all readers read through the same projection, and that projection.
+
+    A reader that only adds other terms to the value, and is itself read through the projection alone, is as good. Plain
+    sums are left out: they cost no level, and their projections would.
+    """
+    found: dict[str, sparse.csr_array] = {}
+    live = {name for step in _live(program, {s.name: s for s in program.steps}).steps for name in [step.name]}
+    for step in reversed(program.steps):
+        if not isinstance(step, Affine) or step.name in program.outputs or common_factor(step) is not None:
+            continue
+        seen: list[sparse.csr_array | None] = []
+        for reader in program.steps:
+            if reader.name in live and step.name in reader.reads:
+                matrix = reader.terms[step.name] if isinstance(reader, Affine) else None
+                if matrix is not None and _same(matrix, _identity(matrix.shape[0])):
+                    matrix = found.get(reader.name)
+                seen.append(matrix if matrix is not None and _projects(matrix) else None)
+        first = seen[0] if seen else None
+        if first is not None and all(matrix is not None and _same(matrix, first) for matrix in seen):
+            found[step.name] = first
+    return found
+
+
+def _projects(matrix: sparse.csr_array) -> bool:
+    square = matrix.shape[0] == matrix.shape[1]
+    return square and bool(abs(matrix @ matrix - matrix).max() < 1e-6)
+
+
+def _same(one: sparse.csr_array, two: sparse.csr_array) -> bool:
+    return one.shape == two.shape and one.nnz == two.nnz and bool(abs(one - two).max() < 1e-6)
+
+
+def _identity(size: int) -> sparse.csr_array:
+    return sparse.csr_array(sparse.eye_array(size, format="csr"))
+
+
+def factored(program: Program) -> Program:
+    """M (x r) + b as (M x) r + b, where r has one number for all that each row of M sums, and is deeper than x.
+
+    M x is then computed beside r. Only where nothing else reads the product, so that none is computed twice.
+    """
+    readers, depths = _readers(program), _depths(program)
+    steps: dict[str, Step] = {}
+    for step in program.steps:
+        made = _factor_last(step, steps, readers, depths) if isinstance(step, Affine) else None
+        for new in made or (step,):
+            steps[new.name] = new
+    return _live(program, steps)
+
+
+def _factor_last(
+    step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int], depths: Mapping[str, int]
+) -> tuple[Step, ...] | None:
+    (name, matrix), *others = step.terms.items()
+    product = steps[name]
+    if others or not isinstance(product, Product) or readers[name] > 1 or not _sums(matrix):
+        return None
+    for (factor, index), (kept, kept_index) in (product.factors, product.factors[::-1]):
+        constant = _same_in_rows(matrix, index)
+        if constant is None or depths[factor] <= depths[kept]:
+            continue
+        size = math.prod(steps[kept].shape)
+        places = np.arange(matrix.shape[1]) if kept_index is None else kept_index
+        moved = sparse.csr_array(
+            (np.ones(len(places)), places, np.arange(len(places) + 1)), shape=(len(places), size)
+        )
+        zeros, biased = np.zeros(matrix.shape[0]), bool(step.bias.any())
+        first = Affine(
+            f"{step.name}.map", step.shape, step.node, {kept: sparse.csr_array(matrix @ moved)}, zeros
+        )
+        last = Product(
+            f"{step.name}.product" if biased else step.name,
+            step.shape,
+            step.node,
+            first.name,
+            factor,
+            None,
+            constant,
+        )
+        if not biased:
+            return first, last
+        return first, last, replace(step, terms={last.name: _identity(matrix.shape[0])})
+    return None
+
+
+def _depths(program: Program) -> dict[str, int]:
+    """How many matrices, products and levels of polynomials are before every value."""
+    found: dict[str, int] = {}
+    for step in program.steps:
+        own = (len(step.coefficients) - 1).bit_length() if isinstance(step, Polynomial) else 1
+        found[step.name] = max((found[name] for name in step.reads), default=-1) + own
+    return found
 
 
 def _on_unit(program: Program) -> Program:
@@ -147,7 +295,7 @@ def _on_unit(program: Program) -> Program:
     return Program(tuple(steps), program.outputs)
 
 
-def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int]) -> Affine:
+def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, int], inputs: bool) -> Affine:
     terms: dict[str, sparse.csr_array] = {}
     bias = np.array(step.bias, np.float64)
 
@@ -157,7 +305,9 @@ def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, 
     for name, matrix in step.terms.items():
         source = steps[name]
         if not isinstance(source, Affine) or not (
-            readers[name] == 1 or _moves(source) or _cheaper(matrix, source, steps)
+            (readers[name] == 1 and not _sum_apart(matrix, source))
+            or _moves(source)
+            or (inputs and _cheaper(matrix, source, steps))
         ):
             add(name, matrix)
             continue
@@ -165,6 +315,13 @@ def _substituted(step: Affine, steps: Mapping[str, Step], readers: Mapping[str, 
         for inner, first in source.terms.items():
             add(inner, sparse.csr_array(matrix @ first))
     return Affine(step.name, step.shape, step.node, terms, bias)
+
+
+def _sum_apart(matrix: sparse.csr_array, source: Affine) -> bool:
+    """Whether a map of plain sums has fewer numbers than its product with them: it then reads the sums."""
+    (first, *others) = source.terms.values()
+    whole = not others and _sums(first) and common_factor(source) is not None
+    return whole and (matrix @ first).nnz > matrix.nnz + first.nnz
 
 
 def _cheaper(matrix: sparse.csr_array, source: Affine, steps: Mapping[str, Step]) -> bool:

@@ -45,6 +45,8 @@ PRECISE: Mapping[str, str] = {
     "reciprocal": "interval-poly:degree=31",
     "rsqrt": "interval-poly:degree=15",
 }
+#: Calibration samples that planning runs the packed program on, at most.
+PLANNED = 64
 #: With fewer rotation keys every rotation becomes many.
 FEWEST_KEYS = 2
 
@@ -64,6 +66,7 @@ class HeTarget(Target):
     native = frozenset(
         f"{kind}{op}" for kind in (reading.POLYNOMIAL, reading.COMPOSITE) for op in FUNCTIONS.values()
     )
+    plans_bodies = True
     #: The lowered graph is in float32; what noise costs is for the option precision and the report.
     tolerance = 1e-2
     self_checked = 1  # which may take minutes
@@ -106,7 +109,7 @@ class HeTarget(Target):
         seen = {name: _widened([s[name] for s in samples], merged["margin"]) for name in samples[0]}
         merged["ranges"] = {**seen, **merged["ranges"]}
         program = reading.read(model)
-        completed = parameters.plan(program, samples, merged["ranges"], merged)
+        completed = parameters.plan(program, samples[:PLANNED], merged["ranges"], merged)
         return _within_memory(program, completed) if merged["max_memory"] else completed
 
     def planned(self, model: ir.Model, options: Mapping[str, Any]) -> Planned:
