@@ -74,6 +74,8 @@ class HeTarget(Target):
         "scale": 0,
         "head": 0,
         "packing": "auto",
+        "parts": 0,
+        "pairs": "auto",
         "precision": 1e-4,
         "margin": 1.5,
         "ranges": {},
@@ -261,7 +263,14 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
         )
     longest = LONGEST - 1
-    limits = {"scale": longest, "head": longest, "digits": 64, "levels": 64, "max_rotation_keys": 1 << 15}
+    limits = {
+        "scale": longest,
+        "head": longest,
+        "digits": 64,
+        "levels": 64,
+        "parts": 1 << 10,
+        "max_rotation_keys": 1 << 15,
+    }
     for key, largest in limits.items():
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
@@ -276,6 +285,11 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(f"option secret must be one of {', '.join(REDUCTION)}, not {merged['secret']!r}")
     if merged["packing"] not in PACKINGS:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {merged['packing']!r}")
+    pairs = merged["pairs"]
+    if pairs != "auto" and (isinstance(pairs, bool) or pairs not in range(parameters.MOST_PAIRS + 1)):
+        raise PlanError(
+            f"option pairs must be auto or a whole number up to {parameters.MOST_PAIRS}, not {pairs!r}"
+        )
     if not isinstance(merged["insecure_for_testing"], bool):
         raise PlanError("option insecure_for_testing must be true or false")
     return merged
