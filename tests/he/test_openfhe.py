@@ -275,7 +275,7 @@ def test_bootstrapping_encrypted_has_the_noise_of_the_simulator(tmp_path: Path, 
 @needs_openfhe
 @pytest.mark.slow
 def test_a_deep_network_with_bootstrapping_at_128_bits(tmp_path: Path) -> None:
-    model = deep_mlp(6)
+    model = deep_mlp(8)
     samples = uniform(model, 4)
     options = completed(model, samples, backend="openfhe", ring=65536, refresh=16, precision=0.05)
     assert len(options["bootstraps"]) > 1
