@@ -300,5 +300,6 @@ def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, in
             bits = options["head"] + scale * (levels + 1)
             for digits in [options["digits"]] if options["digits"] else possible_digits(levels + 1):
                 longest = math.ceil((levels + 1) / digits) * (scale + 1) + options["head"] + MARGIN
-                if digits <= MOST_DIGITS and bits + math.ceil(longest / LONGEST) * LONGEST <= available:
+                # Primes may be a little longer than the scale, all together by less than a bit.
+                if digits <= MOST_DIGITS and bits + math.ceil(longest / LONGEST) * LONGEST < available:
                     yield scale, levels, digits
