@@ -19,6 +19,7 @@ from lowerkit.graph.expand import expand
 from lowerkit.graph.inline import inline
 from lowerkit.passes.registry import make
 from lowerkit.reference import Reference
+from lowerkit.targets.he.packing.network import pack
 from lowerkit.targets.he.program import Affine, Polynomial, Product, Program
 from lowerkit.targets.he.reading import read
 from lowerkit.targets.he.simplify import common_factor
@@ -216,7 +217,7 @@ def test_a_folded_batch_norm_is_affine() -> None:
 def test_too_many_scores_for_the_slots_are_refused() -> None:
     program: Program = read(attention(8, 2, 4))
     with pytest.raises(UnsupportedError, match=r"'scores\.products.*do not fit into 256 slots"):
-        check(program, uniform(attention(8, 2, 4), 1), 256, "auto")
+        pack(program, 256, parts=1)
 
 
 def test_attention_really_encrypted(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_batch_of_attention_takes_the_operations_of_one_sample(packing: str) -
 
 
 @pytest.mark.parametrize(
-    ("batch", "slots", "ciphertexts"), [(2, 512, 1), (3, 512, 1), (3, 128, 3), (5, 256, 3)]
+    ("batch", "slots", "ciphertexts"), [(2, 512, 1), (3, 512, 1), (3, 64, 3), (5, 256, 2)]
 )
 def test_batches_of_any_size(batch: int, slots: int, ciphertexts: int) -> None:
     model = parse(_network(batch), **_weights())

@@ -247,8 +247,8 @@ def test_the_simulator_has_the_noise_of_seal(
         observe=lambda _, c: decrypted.append(client.keys.decrypt(c)),
     )
     for i, op in enumerate(planned.levelled.ops):
-        if op.kind not in ("input", "rescale", "rotate"):
-            continue  # a product's noise lies in the few slots that are not multiplied by 0
+        if op.kind not in ("input", "rescale", "rotate") or op.scale > 2**60:
+            continue  # the noise of a product that is not rescaled lies in the few slots that do not hold 0
         measured, modelled = np.std(decrypted[i] - exact[i]), np.std(simulated[i] - exact[i])
         assert modelled / 1.3 < measured < modelled * 1.3, (i, op)
 

@@ -53,7 +53,7 @@ def test_a_trained_mlp(tmp_path: Path) -> None:
     assert output.agreement is not None
     assert output.agreement.accuracy_artifact == output.agreement.accuracy_original
     (cost,) = lowerkit.targets.base.get_target("he").costs(artifact.directory)
-    assert cost.rows[-1][1:5] == (3, 12, 1, 26)
+    assert cost.rows[-1][1:5] == (2, 12, 1, 26)
 
 
 @pytest.mark.slow

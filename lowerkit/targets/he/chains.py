@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from lowerkit.targets.he.levelled import Chain, Refresh
 from lowerkit.targets.he.packed import Packed
+from lowerkit.targets.he.pairing import paired_depths
 from lowerkit.targets.he.primes import is_prime, nearest
 
 #: Longest prime, in bits.
 LONGEST = 60
 #: Bits that OpenFHE's special primes have beyond a digit of key switching, at least.
 MARGIN = 4
+#: Bits that outputs' scale has beyond others after a pair: its plaintexts are as much more precise.
+FINAL = 4
 #: Bits that SEAL's prime of key switching has beyond the first, where they are to be had: its noise is less by that.
 SPECIAL = 4
 
 
-def chain_of(packed: Packed, degree: int, bits: int, head: int) -> Chain:
+def chain_of(packed: Packed, degree: int, bits: int, head: int, unscaled: Set[int] = frozenset()) -> Chain:
     """SEAL's chain for a packed program, with scales of `bits` and `head` more bits in the first prime.
 
     Primes are chosen so that scales stay where they are: see `levelled`.
+
+    Args:
+        unscaled: products that share a prime of LONGEST bits with what reads them: see `pairing`.
     """
-    depth, squared = _products(packed)
+    depth, squared = _products(packed, unscaled)
+    paired = {depth - d + 1 for d in paired_depths(packed, unscaled)}
     scales, primes = [2.0**bits], list[int]()
     for level in range(depth, 0, -1):
-        primes.insert(0, nearest(scales[0], degree, primes))
+        wanted = 2.0**LONGEST * 0.99 if level in paired else scales[0]
+        primes.insert(0, nearest(wanted, degree, primes))
         scales.insert(0, scales[0] ** 2 / primes[0] if level in squared else 2.0**bits)
+    if 1 in paired:
+        bits += FINAL
+        scales[0] = 2.0**bits
     # Just below the power of two, so that the bits of all primes add up.
     first = nearest(2.0 ** (bits + head) * 0.99, degree, primes)
-    special = nearest(2.0 ** min(bits + head + SPECIAL, LONGEST) * 0.99, degree, [*primes, first])
+    longest = LONGEST if paired else min(bits + head + SPECIAL, LONGEST)
+    special = nearest(2.0**longest * 0.99, degree, [*primes, first])
     return Chain(degree, (first, *primes), (special,), tuple(scales))
 
 
@@ -58,11 +70,12 @@ def refreshed_chain(degree: int, bits: int, head: int, levels: int, digits: int,
     return Chain(degree, primes, specials, (*below, *above), group, refresh, floors=True)
 
 
-def _products(packed: Packed) -> tuple[int, set[int]]:
+def _products(packed: Packed, unscaled: Set[int] = frozenset()) -> tuple[int, set[int]]:
     """The program's depth, and the levels whose prime divides products of ciphertexts."""
-    depths = packed.depths()
+    depths = packed.depths(unscaled)
     depth = max(depths[i] for i in packed.outputs)
-    return depth, {depth - depths[i] + 1 for i, op in enumerate(packed.ops) if op.kind == "mul"}
+    products = (i for i, op in enumerate(packed.ops) if op.kind == "mul" and i not in unscaled)
+    return depth, {depth - depths[i] + 1 for i in products}
 
 
 def openfhe_primes(

@@ -7,6 +7,8 @@ A ciphertext at level l has the first l + 1 primes and stands for its slots time
   the result's exact, scales[l - 1] q[l] / scales[l];
 - a product of ciphertexts has no such freedom, so that the chain has scales[l - 1] = scales[l]^2 / q[l] wherever one
   is rescaled;
+- products of ciphertexts that share a long prime with the plaintext product after them keep the square of the scale
+  until then: see `pairing`;
 - a value that is needed further down is multiplied by 1, encoded in the same way, and rescaled.
 
 Rotations, which cost most, and more than proportionally to the primes, wait for the last level that all their readers
@@ -20,14 +22,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lowerkit.errors import UnsupportedError
 from lowerkit.targets.he import rotations
 from lowerkit.targets.he.packed import Packed
+
+#: The least scale of a plaintext factor with which its numbers mean anything.
+LEAST_FACTOR = 2.0**16
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class Refresh:
         budget: levels of its two linear transforms.
         depth: levels that it takes, of the highest.
         correction: bits by which a message is below the first prime while it reduces modulo that.
+        sparse: whether the modulus is raised under an ephemeral sparse secret, or under the uniform one.
     """
 
     slots: int
     budget: tuple[int, int]
     depth: int
     correction: int
+    sparse: bool
 
 
 @dataclass(frozen=True)
@@ -86,30 +94,24 @@ class Chain:
         """Numbers in a ciphertext."""
         return self.degree // 2
 
-    def plain_scale(self, level: int, target: float | None = None) -> float:
-        """Scale of a plaintext factor at `level`, for a product that is rescaled to exactly `target`."""
-        if level == 0:
-            return self.last
-        return (
-            (self.scales[level - 1] if target is None else target) * self.primes[level] / self.scales[level]
-        )
+    def plain_scale(self, level: int, scale: float) -> float:
+        """Scale of a plaintext factor for a value of that level and scale: after rescaling the product is at rest."""
+        return self.scales[level - 1] * self.primes[level] / scale if level else self.last
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """A packed value that is bootstrapped.
+    """Values that are on the highest level from some operation on.
 
     Attributes:
-        value: of the packed program.
-        level: to which it is brought afterwards.
-        mask: float64 [slots], by which it is multiplied before.
-        doublings: afterwards.
+        level: to which they are brought where they are read.
+        bootstrapped: packed value -> float64 [slots], by which it is multiplied before, and doublings afterwards.
+        kept: values that were bootstrapped earlier.
     """
 
-    value: int
     level: int
-    mask: np.ndarray
-    doublings: int
+    bootstrapped: Mapping[int, tuple[np.ndarray, int]]
+    kept: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -185,17 +187,19 @@ class _Lowering:
         packed: Packed,
         chain: Chain,
         entry: int,
-        refreshed: Mapping[int, Sequence[Refreshed]],
+        refreshed: Mapping[int, Refreshed],
         most_keys: int,
+        unscaled: Set[int],
     ) -> None:
         self.packed, self.chain, self.entry, self.refreshed = packed, chain, entry, refreshed
+        self.unscaled = unscaled
         uses = Counter(op.step for op in packed.ops if op.kind == "rotate")
         #: Step -> those that have keys, whose sum it is.
         self.routes = rotations.routes(uses, chain.slots, most_keys) if most_keys else {}
         self.out = Levelled(chain, list(packed.plains))
         self.layer = ""
         self.size: list[int] = []
-        #: Whether a value is at rest: at its level's scale.
+        #: Whether a value is at rest: at its level's scale, or at the square that it keeps.
         self.rests: list[bool] = []
         self._rest: dict[int, int] = {}
         self._turned: dict[tuple[int, int], int] = {}
@@ -214,6 +218,7 @@ class _Lowering:
             self.layer = op.layer
             if self.size[y] == 3:
                 y = self.emit("relinearise", (y,), op.level, op.scale)
+                self.rests[y] = self.rests[x]
             if not self.rests[y] and op.level > 0:
                 y = self.emit("rescale", (y,), op.level - 1, self.chain.scales[op.level - 1])
             self._rest[x], self.layer = y, reader
@@ -225,6 +230,8 @@ class _Lowering:
         op = self.out.ops[x]
         if op.level == level:
             return x
+        if op.scale != self.chain.scales[op.level]:
+            raise _out_of_step()
         if (x, level) not in self._lowered:
             y = x
             while self.out.ops[y].level > level + 1:
@@ -250,10 +257,11 @@ class _Lowering:
 
     def run(self) -> Levelled:
         values: list[int] = []
-        latest = [] if self.refreshed else self.packed.latest()
+        start, highest = 0, frozenset[int]()
+        latest = [] if self.refreshed else self.packed.latest(self.unscaled)
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
-            args = [values[a] for a in op.args]
+            args = [self.down(values[a], start) if a in highest else values[a] for a in op.args]
             if op.kind == "input":
                 made = self.emit("input", (), self.entry, self.chain.scales[self.entry])
             elif op.kind in ("add", "sub"):
@@ -265,15 +273,18 @@ class _Lowering:
                 made = self.emit("mul", (x, y), level, self.chain.scales[level] ** 2)
             elif op.kind == "rotate":
                 x = self.rest(args[0])
-                if not self.refreshed:  # fewer primes, less time
+                if not self.refreshed and index not in self.unscaled:  # fewer primes, less time
                     x = self.down(x, min(self.out.ops[x].level, self.entry - latest[index]))
                 made = self.rotated(x, op.step)
             else:
                 made = self._with_plain(op.kind, self.rest(args[0]), op.plain)
+            self.rests[made] |= index in self.unscaled
             values.append(made)
             self.out.origin[index] = made
-            for each in self.refreshed.get(index, ()):
-                values[each.value] = self.refresh(values[each.value], each)
+            if each := self.refreshed.get(index):
+                for value, (mask, doublings) in each.bootstrapped.items():
+                    values[value] = self.refresh(values[value], mask, doublings)
+                start, highest = each.level, each.kept.union(each.bootstrapped)
         self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
         return self.out
 
@@ -286,8 +297,8 @@ class _Lowering:
             x = self._turned[x, part]
         return x
 
-    def refresh(self, x: int, each: Refreshed) -> int:
-        """x, masked and bootstrapped, at rest on the level that is wanted."""
+    def refresh(self, x: int, mask: np.ndarray, doublings: int) -> int:
+        """x, masked and bootstrapped, at rest on the highest level."""
         x, chain = self.rest(x), self.chain
         self.layer = self.out.ops[x].layer
         while self.out.ops[x].level > 2:
@@ -295,28 +306,38 @@ class _Lowering:
         scale, level = self.out.ops[x].scale, self.out.ops[x].level
         nominal = chain.scales[chain.top]
         factor = nominal * chain.primes[level] / scale
-        self.out.plains.append(each.mask)
+        self.out.plains.append(mask)
         plain = len(self.out.plains) - 1
         x = self.emit("mul_plain", (x,), level, scale * factor, plain=plain, plain_scale=factor)
         x = self.emit("rescale", (x,), level - 1, nominal)
         x = self.emit("bootstrap", (x,), chain.top, nominal)
-        for _ in range(each.doublings):
+        for _ in range(doublings):
             x = self.emit("add", (x, x), chain.top, nominal)
-        return self.down(x, each.level)
+        return x
 
     def _with_plain(self, kind: str, x: int, plain: int) -> int:
         op = self.out.ops[x]
-        factor = self.chain.plain_scale(op.level) if kind == "mul_plain" else op.scale
+        factor = self.chain.plain_scale(op.level, op.scale) if kind == "mul_plain" else op.scale
+        if kind == "mul_plain" and factor < LEAST_FACTOR and op.level:
+            raise _out_of_step()
         scale = op.scale * factor if kind == "mul_plain" else op.scale
         return self.emit(kind, (x,), op.level, scale, plain=plain, plain_scale=factor)
+
+
+def _out_of_step() -> UnsupportedError:
+    return UnsupportedError(
+        "target 'he': a product that keeps the square of its scale is not on the level of the prime that divides it",
+        hint="use the option pairs=0",
+    )
 
 
 def lower(
     packed: Packed,
     chain: Chain,
     entry: int | None = None,
-    refreshed: Mapping[int, Sequence[Refreshed]] | None = None,
+    refreshed: Mapping[int, Refreshed] | None = None,
     most_keys: int = 0,
+    unscaled: Set[int] = frozenset(),
 ) -> Levelled:
     """The levelled program. The chain must be as deep as the program: see `parameters.plan`.
 
@@ -324,9 +345,10 @@ def lower(
         entry: level of the inputs; the highest if not given.
         refreshed: operation -> what is bootstrapped after it.
         most_keys: how many rotations may have keys; 0 is any number.
+        unscaled: packed values that keep the square of the scale, as in the chain.
     """
     entry = len(chain.primes) - 1 if entry is None else entry
-    return _Lowering(packed, chain, entry, refreshed or {}, most_keys).run()
+    return _Lowering(packed, chain, entry, refreshed or {}, most_keys, unscaled).run()
 
 
 def check(program: Levelled) -> None:

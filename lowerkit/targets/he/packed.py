@@ -6,7 +6,7 @@ computes in float64 what an encrypted run would in exact arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -134,20 +134,20 @@ class Packed:
                 found.update(self.ops[i].args)
         return sorted(found)
 
-    def depths(self) -> list[int]:
-        """Multiplicative depth of every value: products on the longest path to it."""
+    def depths(self, unscaled: Set[int] = frozenset()) -> list[int]:
+        """Multiplicative depth of every value: products on the longest path to it, but for those in `unscaled`."""
         found: list[int] = []
-        for op in self.ops:
+        for i, op in enumerate(self.ops):
             below = max((found[a] for a in op.args), default=0)
-            found.append(below + op.multiplies)
+            found.append(below + (op.multiplies and i not in unscaled))
         return found
 
-    def latest(self) -> list[int]:
+    def latest(self, unscaled: Set[int] = frozenset()) -> list[int]:
         """The greatest depth at which every value may be had without making an output deeper than it is."""
-        depths = self.depths()
+        depths = self.depths(unscaled)
         found = [max((depths[i] for i in self.outputs), default=0)] * len(self.ops)
         for i in reversed(self.needed()):
-            below = found[i] - self.ops[i].multiplies
+            below = found[i] - (self.ops[i].multiplies and i not in unscaled)
             for operand in self.ops[i].args:
                 found[operand] = min(found[operand], below)
         return found

@@ -19,6 +19,7 @@ from lowerkit.errors import PlanError, UnsupportedError
 from lowerkit.targets.he import bootstrapping, levelled, security, simulator
 from lowerkit.targets.he.bootstrapping import MOST_DIGITS
 from lowerkit.targets.he.chains import (
+    FINAL,
     LONGEST,
     MARGIN,
     SPECIAL,
@@ -31,7 +32,10 @@ from lowerkit.targets.he.levelled import Levelled
 from lowerkit.targets.he.packed import Packed, magnitudes
 from lowerkit.targets.he.packing.network import least_depth, pack
 from lowerkit.targets.he.packing.ways import Network
+from lowerkit.targets.he.pairing import paired_depths, unscaled
 from lowerkit.targets.he.program import Program
+from lowerkit.targets.he.report import estimated
+from lowerkit.targets.he.sizes import sizes
 
 #: Rings of each library that hold more than a product.
 DEGREES: Mapping[str, tuple[int, ...]] = {
@@ -40,13 +44,17 @@ DEGREES: Mapping[str, tuple[int, ...]] = {
 }
 #: The longest and shortest scale, in bits.
 MOST_SCALE, LEAST_SCALE = 45, 24
+#: Most pairs of products that share a prime: see `pairing`.
+MOST_PAIRS = 64
+#: The longest scale of which a product with plaintexts of as much precision fits into a pair's prime.
+MOST_PAIRED = 38
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
-#: Scale, and bits of the first prime beyond it, where there is bootstrapping: its noise is of a constant size, which is
-#: the less as part of a number the larger the scale.
-REFRESHED = {"scale": 57, "head": 3}
+#: Bits of the first prime beyond the scale where there is bootstrapping, by its secret: a key under the sparse one has
+#: that prime for a modulus, which may be the longer the fewer they are.
+REFRESHED_HEAD = {"uniform": 3, "sparse": 1}
 #: Numbers that bootstrapping may keep, by time: about the fewest first.
-SLOTS = (16, 64, 256, 1024, 4096, 16384, 32768)
+SLOTS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
 #: Bounds beyond this are not followed any further.
@@ -74,6 +82,8 @@ def plan(
 ) -> dict[str, Any]:
     """The options with `ring`, `scale` and `head` chosen: the smallest ring that is secure and precise enough.
 
+    Where tensors take several ciphertexts there, larger rings that need fewer may take less time, and are compared.
+
     Args:
         samples: calibration samples, by graph input.
         ranges: inputs' ranges.
@@ -81,18 +91,28 @@ def plan(
 
     Raises UnsupportedError where there is none, with what each ring lacks.
     """
-    lacks = []
+    lacks: list[str] = []
+    found: list[tuple[float, dict[str, Any]]] = []
     degrees = (options["ring"],) if options["ring"] else DEGREES[options["backend"]]
     ways = [] if options["refresh"] else [(_in_ring, degree) for degree in degrees]
     if options["backend"] == "openfhe":
         ways.append((_with_bootstrapping, degrees[-1]))
     for way, degree in ways:
+        if found and way is _with_bootstrapping:
+            break
         try:
-            return way(program, samples, ranges, {**options, "ring": degree})
+            chosen = way(program, samples, ranges, {**options, "ring": degree})
         except UnsupportedError as error:
             if len(ways) == 1:
                 raise
             lacks.append(f"{degree}: " + error.reason.removeprefix("target 'he': "))
+            continue
+        planned = build(program, chosen)
+        found.append((estimated(planned.levelled), chosen))
+        if all(len(parts) == 1 for parts in planned.network.tensors.values()):
+            break
+    if found:
+        return min(found, key=lambda each: each[0])[1]
     raise UnsupportedError(
         f"target 'he': no ring can hold it; by degree, {'; '.join(lacks)}",
         hint="compile for a smaller --shape, a shallower model, or with a larger option precision",
@@ -106,19 +126,22 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
     """
     network = network or _packed(program, options)
     packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
+    kept = _unscaled(packed, options)
     if options["bootstraps"]:
-        refresh = bootstrapping.refresh_of(degree, options["refresh"])
+        refresh = bootstrapping.refresh_of(options)
         chain = refreshed_chain(degree, bits, head, options["levels"], options["digits"], refresh)
     elif options["backend"] == "openfhe":
         chain = openfhe_chain(packed, degree, bits, head, options["digits"])
     else:
-        chain = chain_of(packed, degree, bits, head)
+        chain = chain_of(packed, degree, bits, head, kept)
     if not options["insecure_for_testing"]:
         security.check(chain.degree, (*chain.primes, *chain.specials))
+        if chain.refresh and chain.refresh.sparse:
+            security.check_ephemeral(chain.degree, chain.primes[0])
     if options["bootstraps"]:
         lowered = bootstrapping.lower(network, chain, options)
     else:
-        lowered = levelled.lower(packed, chain, most_keys=options["max_rotation_keys"])
+        lowered = levelled.lower(packed, chain, most_keys=options["max_rotation_keys"], unscaled=kept)
     try:
         levelled.check(lowered)
     except ValueError as error:
@@ -140,7 +163,7 @@ def _in_ring(
     vectors = [vectors_of(network, sample) for sample in samples]
     reach = _reach(network, vectors, ranges)
     if options["backend"] == "seal":
-        return _precise({**options, **_bits(network.program, options, reach)}, program, network, vectors)
+        return _rescaled(program, network, vectors, reach, options)
     lack = UnsupportedError("target 'he': OpenFHE cannot divide the primes into so many digits")
     # The more digits of key switching, the more bits are left for scales, and the larger the keys.
     for digits in [options["digits"]] if options["digits"] else range(1, MOST_DIGITS + 1):
@@ -153,21 +176,49 @@ def _in_ring(
     raise lack
 
 
+def _rescaled(
+    program: Program,
+    network: Network,
+    vectors: Sequence[Sequence[np.ndarray]],
+    reach: Sequence[float],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """With as many pairs of products that share a prime as are precise enough: they save time."""
+    most = len(paired_depths(network.program, unscaled(network.program, MOST_PAIRS)))
+    ways = range(most, -1, -1) if options["pairs"] == "auto" else [options["pairs"]]
+    lack = UnsupportedError("target 'he': no pairs")
+    for pairs in ways:
+        chosen = {**options, "pairs": pairs}
+        try:
+            bits = _bits(network.program, chosen, reach)
+            return _precise({**chosen, **bits}, program, network, vectors)
+        except UnsupportedError as error:
+            lack = error
+    raise lack
+
+
+def _unscaled(packed: Packed, options: Mapping[str, Any]) -> frozenset[int]:
+    """See `pairing`; OpenFHE's primes are all of one length."""
+    chosen = options["backend"] == "seal" and options["pairs"] != "auto"
+    return unscaled(packed, options["pairs"]) if chosen else frozenset()
+
+
 def _with_bootstrapping(
     program: Program,
     samples: Sequence[Mapping[str, np.ndarray]],
     ranges: Mapping[str, Range],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """With as few bootstraps as possible, of as few numbers as possible, and then as small keys as possible."""
+    """With bootstraps of as few numbers as possible, and of those the first plan that is precise enough."""
     degree = options["ring"]
-    base = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
+    base = {**options, "head": options["head"] or REFRESHED_HEAD[options["secret"]]}
     available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
     lack = UnsupportedError(
         f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
         "where it could be",
         hint="use polynomials of a lower degree",
     )
+    noisy = 0  # the longest scale whose noise was found to be too large
     for slots in (options["refresh"],) if options["refresh"] else SLOTS:
         chosen = {**base, "refresh": slots}
         try:
@@ -176,16 +227,38 @@ def _with_bootstrapping(
             lack = error
             continue
         vectors = [vectors_of(network, sample) for sample in samples]
-        if found := bootstrapping.placed(network, vectors, chosen, available):
-            return _precise({**chosen, **found}, program, network, vectors)
+        few = pack(program, slots, options["packing"])
+        known = bootstrapping.places(few, [vectors_of(few, sample) for sample in samples])
+        large: dict[str, Any] | None = None
+        for found in bootstrapping.placed(known, chosen, available):
+            if found["scale"] <= noisy:
+                continue
+            way = {**chosen, **found}
+            if options["max_memory"] and not _fits(program, way, network):
+                large = large or way
+                continue
+            try:
+                return _precise(way, program, network, vectors)
+            except UnsupportedError as error:
+                lack, noisy = error, found["scale"]
+        if large and large["scale"] > noisy:  # may do with fewer rotation keys
+            return _precise(large, program, network, vectors)
+        if noisy:
+            break
     raise lack
+
+
+def _fits(program: Program, options: Mapping[str, Any], network: Network) -> bool:
+    """Whether a server with all rotation keys takes no more than the option max_memory."""
+    most: float = options["max_memory"] * 2**30
+    return sizes(build(program, options, network).levelled).server <= most
 
 
 def _packed(program: Program, options: Mapping[str, Any]) -> Network:
     slots = options["ring"] // 2
     if not options["refresh"]:
-        return pack(program, slots, options["packing"])
-    few = pack(program, min(options["refresh"], slots), options["packing"])
+        return pack(program, slots, options["packing"], options["parts"])
+    few = pack(program, min(options["refresh"], slots), options["packing"], options["parts"])
     return bootstrapping.widened(few, slots)
 
 
@@ -193,7 +266,8 @@ def _precise(
     chosen: dict[str, Any], program: Program, network: Network, vectors: Sequence[Sequence[np.ndarray]]
 ) -> dict[str, Any]:
     """The options, if their noise is small enough. Raises UnsupportedError."""
-    noise = SAFETY * simulated_noise(network, build(program, chosen, network).levelled, vectors)
+    limit = chosen["precision"] / SAFETY
+    noise = SAFETY * simulated_noise(network, build(program, chosen, network).levelled, vectors, limit)
     if not noise <= chosen["precision"]:
         raise UnsupportedError(
             f"target 'he': noise of up to {noise:.2g}, and the precision wanted is {chosen['precision']:.2g}"
@@ -206,20 +280,28 @@ def _bits(packed: Packed, options: Mapping[str, Any], reach: Sequence[float]) ->
 
     Raises UnsupportedError where too few are left to compute with.
     """
-    depth = max(packed.depths()[i] for i in packed.outputs)
-    last = (reach[i] for i, d in enumerate(packed.depths()) if d == depth)
+    kept = _unscaled(packed, options)
+    depths = packed.depths(kept)
+    depth, pairs = max(depths[i] for i in packed.outputs), len(paired_depths(packed, kept))
+    last = (reach[i] for i, d in enumerate(depths) if d == depth)
     head = options["head"] or math.ceil(math.log2(max(*last, 1.0))) + 1 + SPARE
-    return {"scale": _scale_bits(depth, head, options), "head": head}
+    return {"scale": _scale_bits(depth, head, options, pairs), "head": head}
 
 
-def _scale_bits(depth: int, head: int, options: Mapping[str, Any]) -> int:
-    """Bits of the scale for that many levels. Raises UnsupportedError where too few are left to compute with."""
+def _scale_bits(depth: int, head: int, options: Mapping[str, Any], pairs: int = 0) -> int:
+    """Bits of the scale for that many levels, `pairs` of them with the longest primes.
+
+    Raises UnsupportedError where too few are left to compute with.
+    """
     degree = options["ring"]
     available = security.MOST_BITS[degree] - 1
     if options["insecure_for_testing"]:
         available = LONGEST * (depth + 2)
     if options["backend"] == "openfhe":
         fitting = _openfhe_bits(depth + 1, head, available, options["digits"])
+    elif pairs:
+        left = available - head - FINAL - LONGEST * (pairs + 1)
+        fitting = min(left // (depth - pairs + 1), MOST_PAIRED, LONGEST - 1 - head - FINAL)
     else:
         fitting = (available - 2 * head - SPECIAL) // (depth + 2)
     bits = options["scale"] or min(fitting, MOST_SCALE, LONGEST - 1 - head)
@@ -282,8 +364,13 @@ def bounds(network: Network, ranges: Mapping[str, Range]) -> list[float]:
     return [float(x.max()) for x in found]
 
 
-def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Sequence[np.ndarray]]) -> float:
-    """Largest difference of an output's number from exact arithmetic, over the samples' vectors."""
+def simulated_noise(
+    network: Network,
+    lowered: Levelled,
+    vectors: Sequence[Sequence[np.ndarray]],
+    limit: float = math.inf,
+) -> float:
+    """Largest difference of an output's number from exact arithmetic, over samples' vectors, until above `limit`."""
     worst = 0.0
     for seed, given in enumerate(vectors[:4]):
         exact = network.program.run(given)
@@ -292,4 +379,6 @@ def simulated_noise(network: Network, lowered: Levelled, vectors: Sequence[Seque
         for part, after in zip(parts, lowered.outputs, strict=True):
             difference = noisy[after] - exact[part.value]
             worst = max(worst, float(np.abs(difference[part.slots]).max()))
+        if not worst <= limit:
+            break
     return worst

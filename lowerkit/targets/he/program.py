@@ -17,11 +17,17 @@ from scipy import sparse
 
 @dataclass(frozen=True)
 class Input:
-    """A graph input, flattened in row-major order."""
+    """A graph input, flattened in row-major order, or a part of one.
+
+    Attributes:
+        source, elements: of a part, the graph input, and which of its elements it has, int64 [size].
+    """
 
     name: str
     shape: tuple[int, ...]
     node: str = ""
+    source: str = ""
+    elements: np.ndarray | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -30,7 +36,13 @@ class Input:
 
     def evaluate(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """The step's value, float64 [size], from those that it reads."""
-        return np.asarray(values[self.name], np.float64).ravel()
+        return picked(np.asarray(values[self.source or self.name], np.float64).ravel(), self.elements)
+
+    def sent(self, index: np.ndarray) -> tuple[str, np.ndarray]:
+        """The graph input, and which of its elements the elements `index` are; -1 stays."""
+        if self.elements is None:
+            return self.name, index
+        return self.source, np.where(index >= 0, self.elements[index], -1).astype(index.dtype)
 
 
 @dataclass(frozen=True)
@@ -134,11 +146,13 @@ class Program:
     Attributes:
         outputs: names of the graph's outputs.
         multiples: name of a value of the graph -> name here of a multiple of it, and how many times as large it is.
+        parts: value that is no step but divided (`split.py`) -> steps that are its parts, and their elements of it.
     """
 
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
     multiples: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[tuple[str, np.ndarray], ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -163,7 +177,9 @@ class Program:
         return found.hexdigest()
 
     def __str__(self) -> str:
-        return "\n".join(_line(step) for step in self.steps) + f"\nreturn {', '.join(self.outputs)}"
+        lines = [_line(step) for step in self.steps]
+        lines += [f"{name} = {', '.join(part for part, _ in parts)}" for name, parts in self.parts.items()]
+        return "\n".join([*lines, f"return {', '.join(self.outputs)}"])
 
 
 def _parts(step: Step) -> Iterator[np.ndarray]:
@@ -174,6 +190,8 @@ def _parts(step: Step) -> Iterator[np.ndarray]:
             yield from (matrix.data, matrix.indices, matrix.indptr)
     elif isinstance(step, Product):
         yield from (index for _, index in step.factors if index is not None)
+    elif isinstance(step, Input) and step.elements is not None:
+        yield step.elements
     elif isinstance(step, Polynomial):
         yield np.array([*step.coefficients, step.low, step.high])
 
@@ -191,5 +209,5 @@ def _line(step: Step) -> str:
         degree = len(step.coefficients) - 1
         what = f"polynomial of degree {degree} on [{step.low:.4g}, {step.high:.4g}] of {step.value}"
     else:
-        what = "input"
+        what = f"input {step.source}".rstrip()
     return f"{step.name}: {shape} = {what}"

@@ -20,14 +20,16 @@ def table(program: Levelled, measured: Sequence[float] | None = None) -> CostTab
     for i, op in enumerate(program.ops):
         if op.kind != "input":
             layers.setdefault(op.layer, []).append(i)
-    estimated = [_seconds(op, program.chain) for op in program.ops]
-    shares = [_per_mille(estimated), *([_per_mille(measured)] if measured else [])]
+    shares = [
+        _per_mille([_seconds(op, program.chain) for op in program.ops]),
+        *([_per_mille(measured)] if measured else []),
+    ]
     rows = [_row(name, places, program, shares) for name, places in layers.items()]
     rows.append(_row("all", range(len(program.ops)), program, shares))
     size = sizes(program)
     spent = f", measured {sum(measured):.3g} s" if measured else ""
     return CostTable(
-        f"operations counted; time estimated from measured operations, in all about {sum(estimated):.3g} s on one "
+        f"operations counted; time estimated from measured operations, in all about {estimated(program):.3g} s on one "
         f"core{spent}; ring of degree {program.chain.degree}; evaluation keys {_megabytes(size.keys)} "
         f"({len(program.steps())} rotations), query {_megabytes(size.query)}, answer {_megabytes(size.answer)}, "
         f"memory of the server {_megabytes(size.server)}",
@@ -46,6 +48,11 @@ def table(program: Levelled, measured: Sequence[float] | None = None) -> CostTab
     )
 
 
+def estimated(program: Levelled) -> float:
+    """Seconds that the program takes, by `cost.py`."""
+    return sum(_seconds(op, program.chain) for op in program.ops)
+
+
 def _per_mille(seconds: Sequence[float]) -> list[float]:
     return [1000 * s / sum(seconds) for s in seconds]
 
@@ -56,7 +63,7 @@ def _megabytes(size: int) -> str:
 
 def _seconds(op: LevelledOp, chain: Chain) -> float:
     if op.kind == "bootstrap" and chain.refresh:
-        return cost.bootstrap_seconds(chain.degree, chain.refresh.slots)
+        return cost.bootstrap_seconds(chain.degree, chain.refresh.slots, len(chain.primes))
     before = op.level + (op.kind in ("rescale", "mod_switch"))
     return cost.seconds(op.kind, before + 1, chain.degree)
 

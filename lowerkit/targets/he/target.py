@@ -13,6 +13,7 @@ import onnx_ir as ir
 from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.he import artifact, measured, parameters, reading, report, simulator
+from lowerkit.targets.he.bootstrapping import REDUCTION
 from lowerkit.targets.he.chains import LONGEST
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
@@ -76,6 +77,8 @@ class HeTarget(Target):
         "scale": 0,
         "head": 0,
         "packing": "auto",
+        "parts": 0,
+        "pairs": "auto",
         "precision": 1e-4,
         "margin": 1.5,
         "ranges": {},
@@ -83,6 +86,7 @@ class HeTarget(Target):
         "max_rotation_keys": 0,
         "digits": 0,
         "refresh": 0,
+        "secret": "sparse",
         "levels": 0,
         "bootstraps": {},
         "insecure_for_testing": False,
@@ -262,7 +266,14 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             f"option ring must be 0 (the smallest that fits) or {degrees}, not {merged['ring']!r}"
         )
     longest = LONGEST - 1
-    limits = {"scale": longest, "head": longest, "digits": 64, "levels": 64, "max_rotation_keys": 1 << 15}
+    limits = {
+        "scale": longest,
+        "head": longest,
+        "digits": 64,
+        "levels": 64,
+        "parts": 1 << 10,
+        "max_rotation_keys": 1 << 15,
+    }
     for key, largest in limits.items():
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
@@ -273,8 +284,15 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
             raise PlanError(f"option {key} must be a number from {least:g} to {most:g}, not {value!r}")
+    if merged["secret"] not in REDUCTION:
+        raise PlanError(f"option secret must be one of {', '.join(REDUCTION)}, not {merged['secret']!r}")
     if merged["packing"] not in PACKINGS:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {merged['packing']!r}")
+    pairs = merged["pairs"]
+    if pairs != "auto" and (isinstance(pairs, bool) or pairs not in range(parameters.MOST_PAIRS + 1)):
+        raise PlanError(
+            f"option pairs must be auto or a whole number up to {parameters.MOST_PAIRS}, not {pairs!r}"
+        )
     if not isinstance(merged["insecure_for_testing"], bool):
         raise PlanError("option insecure_for_testing must be true or false")
     return merged

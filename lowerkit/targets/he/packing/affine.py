@@ -14,7 +14,7 @@ from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.presum import Presum, equal_columns, presum
 from lowerkit.targets.he.packing.tiles import group_counts, summed, tiles
 from lowerkit.targets.he.packing.ways import Emit, Network, Way, plan_for, priced, seconds
-from lowerkit.targets.he.program import Affine, Polynomial, Product, Program
+from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program
 from lowerkit.targets.he.simplify import common_factor
 
 #: How affine maps of a client's input may be computed.
@@ -49,16 +49,16 @@ def _ways(
     program: Program, step: Affine, layouts: Mapping[str, Layout], slots: int, level: int, packing: str
 ) -> Iterator[Way]:
     wanted = _wanted(program, step, slots)
-    if len(step.terms) > 1:
-        yield from _several(step, layouts, level, wanted)
-        return
-    ((name, matrix),) = step.terms.items()
-    inputs = {s.name for s in program.inputs()}
-    if name in inputs and packing != "diagonals":
-        yield from _tiled(program, step, name, matrix, slots, level, wanted)
-    if name in layouts:
-        sums = list(_in_place(step, name, matrix, layouts[name], level))
-        yield from sums or _diagonal(step, name, matrix, layouts[name], level, wanted)
+    name, matrix = next(iter(step.terms.items()))
+    sums: list[Way] = []
+    if len(step.terms) == 1:
+        sources = {s.name: s for s in program.inputs()}
+        if name in sources and packing != "diagonals":
+            yield from _tiled(program, step, sources[name], matrix, slots, level, wanted)
+        if name in layouts:
+            sums = list(_in_place(step, name, matrix, layouts[name], level))
+    if all(value in layouts for value in step.terms):
+        yield from sums or _diagonal(step, layouts, level, wanted)
 
 
 def _wanted(program: Program, step: Affine, slots: int) -> list[Layout]:
@@ -76,8 +76,7 @@ def _in_place(step: Affine, name: str, matrix: sparse.csr_array, source: Layout,
     """A plain sum of elements, or none but a move: rotations alone, and the sums stay where they come about."""
     if not bool((matrix.data == 1).all()):
         return
-    sets = equal_columns(matrix)
-    before = presum(matrix, sets, source) if sets is not None else Presum((), matrix, source)
+    before = Presum((), matrix, source) if equal_columns(matrix) is None else _presum(matrix, source)
     if before is None or not bool((np.diff(before.matrix.indptr) == 1).all()):
         return
     element = before.matrix.indices
@@ -107,7 +106,7 @@ def _with_bias(step: Affine, made: Callable[[Network], tuple[int, Layout]]) -> E
 def _tiled(
     program: Program,
     step: Affine,
-    name: str,
+    source: Input,
     matrix: sparse.csr_array,
     slots: int,
     level: int,
@@ -119,8 +118,8 @@ def _tiled(
         folds = groups.bit_length() - 1
         taken = seconds(slots, level, mul_plain=-(-widest // groups), add=-(-widest // groups))
         taken += seconds(slots, level - 1, rotate=folds, add=folds)
-        emit = _with_bias(step, _tiles_emitter(name, matrix, layout))
-        yield Way(f"tiles of {groups} groups", taken, layout, {name: 1}, emit)
+        emit = _with_bias(step, _tiles_emitter(source, matrix, layout))
+        yield Way(f"tiles of {groups} groups", taken, layout, {source.name: 1}, emit)
 
 
 def _tile_layouts(program: Program, step: Affine, matrix: sparse.csr_array, slots: int) -> Iterator[Layout]:
@@ -132,11 +131,11 @@ def _tile_layouts(program: Program, step: Affine, matrix: sparse.csr_array, slot
 
 
 def _tiles_emitter(
-    name: str, matrix: sparse.csr_array, layout: Layout
+    source: Input, matrix: sparse.csr_array, layout: Layout
 ) -> Callable[[Network], tuple[int, Layout]]:
     def emit(network: Network) -> tuple[int, Layout]:
         gather, weights = tiles(matrix, layout.places, layout.slots, layout.copies, layout.inner)
-        inputs = [network.input(name, row) for row in gather.index]
+        inputs = [network.input(*source.sent(row)) for row in gather.index]
         return summed(network.program, inputs, weights, layout.copies), layout
 
     return emit
@@ -156,58 +155,39 @@ def _summed_later(program: Program, name: str) -> np.ndarray | None:
 
 
 def _diagonal(
-    step: Affine,
-    name: str,
-    matrix: sparse.csr_array,
-    source: Layout,
-    level: int,
-    wanted: Sequence[Layout],
+    step: Affine, layouts: Mapping[str, Layout], level: int, wanted: Sequence[Layout]
 ) -> Iterator[Way]:
-    starts: list[tuple[Presum | None, sparse.csr_array, Layout]] = [(None, matrix, source)]
-    sets = equal_columns(matrix)
-    if sets is not None and (before := presum(matrix, sets, source)) is not None:
-        starts.append((before, before.matrix, before.layout))
-    for before, left, layout in starts:
-        extra = len(before.steps) if before is not None else 0
-        for plan in _plans(step, left, layout, wanted):
-            taken, count, plan = priced(left, layout, plan, level)
+    """A sum of maps by diagonals, into one layout; where columns are equal, of sums of their elements too."""
+    plain = {name: Presum((), matrix, layouts[name]) for name, matrix in step.terms.items()}
+    summed = {name: _presum(matrix, layouts[name]) or plain[name] for name, matrix in step.terms.items()}
+    for starts in (plain,) if all(not start.steps for start in summed.values()) else (plain, summed):
+        starts = _aligned(starts) if len(starts) > 1 else starts
+        source = next(iter(starts.values()))
+        extra = sum(len(start.steps) for start in starts.values())
+        for plan in _plans(step, source.matrix, source.layout, wanted):
+            maps = [(start.matrix, start.layout) for start in starts.values()]
+            taken, count, plan = priced(maps, plan, level)
             yield Way(
                 f"{count} diagonals, folded by {plan.fold}",
-                taken + seconds(layout.slots, level, rotate=extra, add=extra),
-                plan.layout(layout),
-                {name: 1},
-                _with_bias(step, _diagonals_emitter(name, before, left, layout, plan)),
+                taken + seconds(source.layout.slots, level, rotate=extra, add=extra),
+                plan.layout(source.layout),
+                dict.fromkeys(starts, 1),
+                _with_bias(step, _diagonals_emitter(starts, plan)),
             )
 
 
-def _several(
-    step: Affine, layouts: Mapping[str, Layout], level: int, wanted: Sequence[Layout]
-) -> Iterator[Way]:
-    """A sum of several values' maps, each by diagonals, into one layout."""
-    period = max(layouts[name].period for name in step.terms)
-    # Copies that stand closer together stand this far apart as well.
-    sources = {name: replace(layouts[name], period=period, clean=False, inner=0) for name in step.terms}
-    first, matrix = next(iter(step.terms.items()))
-    for plan in _plans(step, matrix, sources[first], wanted):
-        maps = {name: priced(m, sources[name], plan, level) for name, m in step.terms.items()}
-        emitters = [
-            _diagonals_emitter(name, None, step.terms[name], sources[name], maps[name][2]) for name in maps
-        ]
-        yield Way(
-            f"{len(maps)} maps by diagonals, folded by {plan.fold}",
-            sum(taken for taken, _, _ in maps.values()),
-            plan.layout(sources[first]),
-            dict.fromkeys(maps, 1),
-            _with_bias(step, _sum_emitter(emitters)),
-        )
+def _aligned(starts: Mapping[str, Presum]) -> dict[str, Presum]:
+    """With one period: copies that stand closer together stand that far apart as well."""
+    period = max(start.layout.period for start in starts.values())
+    return {
+        name: replace(start, layout=replace(start.layout, period=period, clean=False, inner=0))
+        for name, start in starts.items()
+    }
 
 
-def _sum_emitter(emitters: Sequence[Callable[[Network], tuple[int, Layout]]]) -> Emit:
-    def emit(network: Network) -> tuple[int, Layout]:
-        made = [one(network) for one in emitters]
-        return network.program.total(x for x, _ in made), made[0][1]
-
-    return emit
+def _presum(matrix: sparse.csr_array, source: Layout) -> Presum | None:
+    sets = equal_columns(matrix)
+    return None if sets is None else presum(matrix, sets, source)
 
 
 def _plans(
@@ -229,12 +209,13 @@ def _plans(
 
 
 def _diagonals_emitter(
-    name: str, before: Presum | None, matrix: sparse.csr_array, source: Layout, plan: Diagonals
+    starts: Mapping[str, Presum], plan: Diagonals
 ) -> Callable[[Network], tuple[int, Layout]]:
     def emit(network: Network) -> tuple[int, Layout]:
-        x = network.values[name]
-        if before is not None:
-            x = before.emit(network.program, x)
-        return diagonals(network.program, x, matrix, source, plan)
+        maps = [
+            (start.emit(network.program, network.values[name]), start.matrix, start.layout)
+            for name, start in starts.items()
+        ]
+        return diagonals(network.program, maps, plan)
 
     return emit

@@ -16,6 +16,7 @@ Where the vector holds copies, outputs may be spread over several of them: all s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,17 +68,20 @@ def rotations(steps: np.ndarray, baby: int) -> tuple[int, int]:
     return int(np.count_nonzero(distinct(steps & baby))), int(np.count_nonzero(distinct(steps & ~baby)))
 
 
-def best_split(steps: np.ndarray) -> int:
+def best_split(steps: np.ndarray, values: int = 1) -> int:
     """Bits of the baby steps that make rotations few, of all runs of low bits together with one of high bits.
 
     By number alone, and the most baby steps of equal numbers: maps of one value share these.
+
+    Args:
+        values: how many are rotated by the baby steps.
     """
     bits = int(steps.max(initial=0)).bit_length()
     whole = (1 << bits) - 1
     masks = np.array([(1 << i) - 1 | whole - ((1 << j) - 1) for j in range(bits + 1) for i in range(j + 1)])
     masks = np.unique(masks & np.bitwise_or.reduce(steps, initial=0))
     babies, giants = (_counts(steps, part) for part in (masks, whole & ~masks))
-    return int(masks[np.lexsort((-babies, babies + giants))[0]])
+    return int(masks[np.lexsort((-babies, values * babies + giants))[0]])
 
 
 def _counts(steps: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -97,29 +101,41 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
 
 
 def diagonals(
-    program: Packed, x: int, matrix: sparse.csr_array, source: Layout, plan: Diagonals
+    program: Packed, maps: Sequence[tuple[int, sparse.csr_array, Layout]], plan: Diagonals
 ) -> tuple[int, Layout]:
-    """Emit matrix @ x. Returns the product and its layout."""
-    slots, period = program.slots, source.period
+    """Emit the sum of matrix @ x over `maps`: x, matrix, layout of x. Returns the sum and its layout.
+
+    The sources have the same period. Their baby steps are their own; giant steps and what folds are the sum's.
+    """
+    slots, (*_, source) = program.slots, maps[0]
+    sums: dict[int, list[int]] = {}
+    for x, matrix, layout in maps:
+        for step, weights in _plaintexts(matrix, layout, plan):
+            shift = step & ~plan.baby
+            turned = program.rotate(x, step - shift)
+            sums.setdefault(shift, []).append(program.mul_plain(turned, np.roll(weights, shift)))
+    shifted = [program.rotate(program.total(parts), shift) for shift, parts in sorted(sums.items())]
+    total = program.total(shifted) if shifted else program.mul_plain(maps[0][0], np.zeros(slots))
+    span = plan.fold
+    while span < source.period:
+        total = program.add(total, program.rotate(total, span))
+        span *= 2
+    return total, plan.layout(source)
+
+
+def _plaintexts(
+    matrix: sparse.csr_array, source: Layout, plan: Diagonals
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Every k, ascending, and what the vector that is rotated by it is multiplied with, float64 [slots]."""
+    period = source.period
     steps, wanted = offsets(matrix, source, plan)
     nearest = source.places[matrix.indices][:, None] | (wanted & source.inner)
     target = (wanted // period * period + (nearest - steps) % period).ravel()
     data, steps = np.repeat(matrix.data, steps.shape[1]), steps.ravel()
     copies = np.arange(source.copies // plan.copies) * plan.copies * period
-    giants = steps & ~plan.baby
-    sums: list[int] = []
-    for shift in distinct(giants).tolist():
-        parts = []
-        for step in distinct(steps[giants == shift]).tolist():
-            here = steps == step
-            weights = np.zeros(slots)
-            weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(data[here], len(copies))
-            turned = program.rotate(x, step - shift)
-            parts.append(program.mul_plain(turned, np.roll(weights, shift)))
-        sums.append(program.rotate(program.total(parts), shift))
-    total = program.total(sums) if sums else program.mul_plain(x, np.zeros(slots))
-    span = plan.fold
-    while span < period:
-        total = program.add(total, program.rotate(total, span))
-        span *= 2
-    return total, plan.layout(source)
+    order = np.argsort(steps, kind="stable")
+    counts = np.bincount(steps)
+    for here in np.split(order, np.cumsum(counts[counts > 0]))[:-1]:
+        weights = np.zeros(source.slots)
+        weights[(target[here][None, :] + copies[:, None]).ravel()] = np.tile(data[here], len(copies))
+        yield int(steps[here[0]]), weights

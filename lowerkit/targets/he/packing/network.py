@@ -22,6 +22,7 @@ from lowerkit.targets.he.packing.layout import Layout, power_of_two
 from lowerkit.targets.he.packing.ways import Held, Network, Way, seconds
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
 from lowerkit.targets.he.simplify import common_factor
+from lowerkit.targets.he.split import sent_as_read, split
 
 #: Partial packings that the search keeps.
 BEAM = 12
@@ -51,19 +52,22 @@ class _State:
 
 
 #: The last networks that were packed: planning, emitting and probing all ask for the same one.
-_RECENT: OrderedDict[tuple[str, int, str], Network] = OrderedDict()
+_RECENT: OrderedDict[tuple[str, int, str, int], Network] = OrderedDict()
 
 
-def pack(program: Program, slots: int, packing: str = "auto") -> Network:
+def pack(program: Program, slots: int, packing: str = "auto", parts: int = 0) -> Network:
     """The network in vectors of `slots`.
+
+    Args:
+        parts: vectors that a tensor may take at most; 0 is any number.
 
     Raises UnsupportedError for a tensor that does not fit, PlanError for an unknown packing.
     """
     if packing not in PACKINGS:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
-    key = (program.digest(), slots, packing)
+    key = (program.digest(), slots, packing, parts)
     if key not in _RECENT:
-        _RECENT[key] = _of_samples(program, slots, packing)
+        _RECENT[key] = _of_samples(program, slots, packing, parts)
     _RECENT.move_to_end(key)
     if len(_RECENT) > 2:
         _RECENT.popitem(last=False)
@@ -75,19 +79,34 @@ def least_depth(program: Program) -> int:
     return max(_depth_below(program).values())
 
 
-def _of_samples(program: Program, slots: int, packing: str) -> Network:
-    """Independent samples beside each other, as many in a ciphertext as fit."""
+def _of_samples(program: Program, slots: int, packing: str, most: int) -> Network:
+    """Independent samples beside each other, as many in a ciphertext as fit; tensors in several where one does not."""
     one, count = batch.one_of(program)
-    lanes = power_of_two(count)
-    while count > 1 and lanes:
+    lanes = [power_of_two(count) >> i for i in range(power_of_two(count).bit_length())]
+    for beside in lanes:
+        if most and -(-count // beside) > most:
+            continue
         try:
-            network = _packed(one, slots // lanes, packing)
+            return _beside(_packed(one, slots // beside, packing), one, count, beside)
         except UnsupportedError:
-            lanes //= 2
-        else:
-            sizes = {step.name: int(np.prod(step.shape)) for step in one.inputs()}
-            return batch.interleaved(network, sizes, count, lanes)
-    return _packed(program, slots, packing)
+            if most == 1 and beside == lanes[-1]:
+                raise
+    divided = split(one, slots, tiled=packing != "diagonals")
+    largest, parts = max(((n, len(p)) for n, p in divided.parts.items()), key=lambda x: x[1], default=("", 1))
+    if most and parts * count > most:
+        raise UnsupportedError(
+            f"target 'he': in vectors of {slots} slots it takes {parts * count}, and the option parts allows {most}",
+            node=f"value '{largest}'",
+            hint="compile for a smaller --shape, a larger ring with the option ring, or more parts",
+        )
+    return _beside(_packed(divided, slots, packing), one, count, 1)
+
+
+def _beside(network: Network, program: Program, count: int, lanes: int) -> Network:
+    if count == 1:
+        return network
+    sizes = {step.name: int(np.prod(step.shape)) for step in program.inputs()}
+    return batch.interleaved(network, sizes, count, lanes)
 
 
 def _packed(program: Program, slots: int, packing: str) -> Network:
@@ -95,7 +114,7 @@ def _packed(program: Program, slots: int, packing: str) -> Network:
     last = {name: i for i, step in enumerate(program.steps) for name in step.reads}
     states = [_State(0.0, {}, {}, ())]
     for i, step in enumerate(program.steps):
-        if isinstance(step, Input) and not _read_whole(program, step, packing):
+        if isinstance(step, Input) and not _read_whole(program, step, slots, packing):
             continue
         known: dict[tuple[object, ...], list[Way]] = {}
         grown = []
@@ -116,13 +135,14 @@ def _packed(program: Program, slots: int, packing: str) -> Network:
     for step, way in states[0].ways:
         network.program.layer = step.node
         network.values[step.name], network.layouts[step.name] = way.emit(network)
-    return network.finished(
-        {
-            name: (Held(value, places, np.arange(len(places))),)
-            for name, value in network.values.items()
-            for places in (network.layouts[name].places,)
-        }
-    )
+    places = {name: layout.places for name, layout in network.layouts.items()}
+    tensors: dict[str, tuple[Held, ...]] = {
+        n: (Held(value, places[n], np.arange(len(places[n]))),) for n, value in network.values.items()
+    }
+    for name, parts in program.parts.items():
+        if all(part in places for part, _ in parts):
+            tensors[name] = tuple(Held(network.values[part], places[part], e) for part, e in parts)
+    return network.finished(tensors)
 
 
 def _best(states: Sequence[_State], alive: Mapping[str, int], slots: int) -> list[_State]:
@@ -159,11 +179,10 @@ def depth(step: Step) -> int:
     return 0 if isinstance(step, Input) or sums else 1
 
 
-def _read_whole(program: Program, step: Input, packing: str) -> bool:
-    """Whether the input is packed as it is, for at least one reader."""
-    readers = [s for s in program.steps if step.name in s.reads]
-    tiled = all(isinstance(r, Affine) and len(r.terms) == 1 for r in readers)
-    return packing != "tiles" or step.name in program.outputs or not tiled
+def _read_whole(program: Program, step: Input, slots: int, packing: str) -> bool:
+    """Whether the input is packed as it is: if it fits, or has to."""
+    tiled = packing != "diagonals" and sent_as_read(program, step)
+    return not tiled or (packing != "tiles" and int(np.prod(step.shape)) <= slots)
 
 
 def _ways(
@@ -173,7 +192,7 @@ def _ways(
         size = int(np.prod(step.shape))
         if (period := power_of_two(size)) <= slots:
             for places in orders(step.shape):
-                yield _whole(step.name, Layout(slots, places, period))
+                yield _whole(step, Layout(slots, places, period))
     elif isinstance(step, Product):
         yield from products.product(step, layouts, slots, below + 2)
     elif isinstance(step, Polynomial):
@@ -196,8 +215,8 @@ def _polynomial(step: Polynomial, layout: Layout, level: int) -> Way:
     return Way("polynomial", taken, left, {step.value: depth(step) + (not layout.tidy)}, emit)
 
 
-def _whole(name: str, layout: Layout) -> Way:
+def _whole(step: Input, layout: Layout) -> Way:
     def emit(network: Network) -> tuple[int, Layout]:
-        return network.input(name, layout.held().astype(np.int32)), layout
+        return network.input(*step.sent(layout.held().astype(np.int32))), layout
 
     return Way("input", 0.0, layout, {}, emit)

@@ -139,7 +139,7 @@ def _factor(source: Layout, index: np.ndarray | None, layout: Layout, level: int
         return _Factor(None, (holds < 0) & source.tidy)
     rows = len(index)
     matrix = sparse.csr_array((np.ones(rows), index, np.arange(rows + 1)), shape=(rows, len(source.places)))
-    taken, _, plan = priced(matrix, source, plan_for(layout, source), level)
+    taken, _, plan = priced([(matrix, source)], plan_for(layout, source), level)
     return _Factor((matrix, plan), ~used & plan.layout(source).clean, taken)
 
 
@@ -149,7 +149,8 @@ def _emitter(step: Product, factors: Sequence[_Factor], result: Layout) -> Emit:
         for (name, _), factor in zip(step.factors, factors, strict=True):
             x = network.values[name]
             if factor.move is not None:
-                x, _ = diagonals(network.program, x, factor.move[0], network.layouts[name], factor.move[1])
+                matrix, plan = factor.move
+                x, _ = diagonals(network.program, [(x, matrix, network.layouts[name])], plan)
             operands.append(x)
         return network.program.mul(*operands), result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -96,18 +96,19 @@ class Way:
 
 
 def priced(
-    matrix: sparse.csr_array, source: Layout, plan: Diagonals, level: int
+    maps: Sequence[tuple[sparse.csr_array, Layout]], plan: Diagonals, level: int
 ) -> tuple[float, int, Diagonals]:
-    """Estimated seconds, how many diagonals there are, and the plan with the best baby steps."""
-    steps = distinct(offsets(matrix, source, plan)[0])
+    """Estimated seconds of a sum of maps, how many diagonals there are, and the plan with the best baby steps."""
+    each = [distinct(offsets(matrix, source, plan)[0]) for matrix, source in maps]
+    steps, source = distinct(np.concatenate(each)), maps[0][1]
+    baby, count = best_split(steps, len(maps)), sum(map(len, each))
+    babies, giants = sum(rotations(one, baby)[0] for one in each), rotations(steps, baby)[1]
     folds = (source.period // plan.fold).bit_length() - 1
-    baby = best_split(steps)
-    babies, giants = rotations(steps, baby)
     taken = seconds(source.slots, level, rotate=babies, rescale=giants + 1)
     taken += seconds(source.slots, level - 1, rotate=giants)
-    taken += seconds(source.slots, level, mul_plain=len(steps), add=len(steps))
+    taken += seconds(source.slots, level, mul_plain=count, add=count)
     taken += seconds(source.slots, level - 1, rotate=folds, add=folds)
-    return taken, len(steps), replace(plan, baby=baby)
+    return taken, count, replace(plan, baby=baby)
 
 
 def plan_for(wanted: Layout, source: Layout) -> Diagonals:
