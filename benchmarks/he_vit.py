@@ -51,7 +51,12 @@ NETWORKS = {
         {"ring": 65536},
     ),
     "plain": Network("vit_digits", CHOSEN, {"ring": 65536, "precision": 0.1}, CALIBRATION),
-    "power": Network("vit_digits_power", CHOSEN, {"ring": 65536, "precision": 0.1}, CALIBRATION),
+    "power": Network(
+        "vit_digits_power",
+        {**CHOSEN, "reciprocal": "interval-poly:degree=31"},
+        {"ring": 65536, "precision": 0.1},
+        CALIBRATION,
+    ),
 }
 
 
