@@ -332,7 +332,7 @@ def test_a_changed_layout_is_refused_by_the_client(folder: Path, tmp_path: Path)
 def test_fewer_rotation_keys_give_the_same_numbers(tmp_path: Path) -> None:
     options = completed(MODEL, SAMPLES)
     every = HeTarget().planned(MODEL, options).levelled
-    few = {**options, "max_rotation_keys": 3}
+    few = {**options, "max_rotation_keys": 3, "encode_ahead": False}
     lowered = HeTarget().planned(MODEL, few).levelled
     assert len(every.steps()) > len(lowered.steps()) == 3
     assert sizes(lowered).keys < sizes(every).keys
@@ -344,12 +344,17 @@ def test_fewer_rotation_keys_give_the_same_numbers(tmp_path: Path) -> None:
     )
 
 
-def test_memory_that_is_short_takes_rotation_keys_first() -> None:
+def test_memory_that_is_short_takes_plaintexts_and_then_rotation_keys() -> None:
     options = completed(MODEL, SAMPLES)
-    whole = sizes(HeTarget().planned(MODEL, options).levelled)
-    fewer = completed(MODEL, SAMPLES, max_memory=(whole.server - whole.keys / 3) / 2**30)
-    assert 0 < fewer["max_rotation_keys"] < len(HeTarget().planned(MODEL, options).levelled.steps())
-    assert sizes(HeTarget().planned(MODEL, fewer).levelled).server <= whole.server - whole.keys / 3
+    lowered = HeTarget().planned(MODEL, options).levelled
+    whole, late = sizes(lowered), sizes(lowered, ahead=False)
+    assert late.plains < whole.plains
+    assert completed(MODEL, SAMPLES, max_memory=late.server / 2**30)["max_rotation_keys"] == 0
+    enough = late.server - late.keys / 3
+    fewer = completed(MODEL, SAMPLES, max_memory=enough / 2**30)
+    assert not fewer["encode_ahead"]
+    assert 0 < fewer["max_rotation_keys"] < len(lowered.steps())
+    assert sizes(HeTarget().planned(MODEL, fewer).levelled, ahead=False).server <= enough
 
 
 def test_the_time_of_a_run_is_measured_by_operation(sides: tuple[Client, Server, bytes, bytes]) -> None:

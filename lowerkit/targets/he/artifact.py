@@ -99,6 +99,7 @@ def _describe(model: ir.Model, planned: Planned, options: Mapping[str, Any], dir
         ],
     }
     public = {key: description[key] for key in ("format", "parameters", "rotations")}
+    public["encode_ahead"] = options["encode_ahead"]
     public["inputs"] = [{"level": v["level"], "scale": v["scale"]} for v in vectors]
     # Each side can recompute its own digest, and with the other's the circuit's name.
     sides = (("client", description, client.LAYOUTS), ("server", public, server.CIRCUIT))

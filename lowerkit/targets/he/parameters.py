@@ -249,9 +249,9 @@ def _with_bootstrapping(
 
 
 def _fits(program: Program, options: Mapping[str, Any], network: Network) -> bool:
-    """Whether a server with all rotation keys takes no more than the option max_memory."""
+    """Whether a server with all rotation keys, and few plaintexts, takes no more than the option max_memory."""
     most: float = options["max_memory"] * 2**30
-    return sizes(build(program, options, network).levelled).server <= most
+    return sizes(build(program, options, network).levelled, ahead=False).server <= most
 
 
 def _packed(program: Program, options: Mapping[str, Any]) -> Network:

@@ -10,11 +10,12 @@ from lowerkit.targets.he.levelled import Chain, Levelled, LevelledOp
 from lowerkit.targets.he.sizes import sizes
 
 
-def table(program: Levelled, measured: Sequence[float] | None = None) -> CostTable:
+def table(program: Levelled, measured: Sequence[float] | None = None, *, ahead: bool = True) -> CostTable:
     """Levels, operations, and shares of the time, estimated and measured, by layer and of the whole.
 
     Args:
         measured: seconds of each operation in an encrypted run, if there was one.
+        ahead: whether plaintexts are encoded before they are used.
     """
     layers: dict[str, list[int]] = {}
     for i, op in enumerate(program.ops):
@@ -26,7 +27,7 @@ def table(program: Levelled, measured: Sequence[float] | None = None) -> CostTab
     ]
     rows = [_row(name, places, program, shares) for name, places in layers.items()]
     rows.append(_row("all", range(len(program.ops)), program, shares))
-    size = sizes(program)
+    size = sizes(program, ahead=ahead)
     spent = f", measured {sum(measured):.3g} s" if measured else ""
     return CostTable(
         f"operations counted; time estimated from measured operations, in all about {estimated(program):.3g} s on one "

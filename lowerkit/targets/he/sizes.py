@@ -31,8 +31,11 @@ class Sizes:
         return self.keys + self.query + self.plains + self.values
 
 
-def sizes(program: Levelled) -> Sizes:
-    """The sizes for a levelled program; a number of a ciphertext takes 8 bytes."""
+def sizes(program: Levelled, *, ahead: bool = True) -> Sizes:
+    """The sizes for a levelled program, whose plaintexts are encoded ahead or when they are used.
+
+    A number of a ciphertext takes 8 bytes.
+    """
     chain = program.chain
     residues = 8 * chain.degree
     levels = len(chain.primes)
@@ -57,11 +60,11 @@ def sizes(program: Levelled) -> Sizes:
         diagonals = 2 * slots ** (1 / budget)
         rotations += round(4 * budget * math.sqrt(diagonals)) + (chain.slots // slots).bit_length() + 1
         transforms = round(2 * budget * diagonals) * (levels + len(chain.specials)) * residues
+    plains = [(op.level + 1) * residues for op in program.ops if op.kind in ("add_plain", "mul_plain")]
     return Sizes(
         keys=key * (rotations + (relinearised or chain.refresh is not None)),
         query=sum(h for h, op in zip(held, program.ops, strict=True) if op.kind == "input"),
         answer=sum(held[i] for i in program.outputs),
-        plains=transforms
-        + sum((op.level + 1) * residues for op in program.ops if op.kind in ("add_plain", "mul_plain")),
+        plains=transforms + (sum(plains) if ahead else max(plains, default=0)),
         values=most,
     )

@@ -83,6 +83,7 @@ class HeTarget(Target):
         "margin": 1.5,
         "ranges": {},
         "max_memory": 0,
+        "encode_ahead": True,
         "max_rotation_keys": 0,
         "digits": 0,
         "refresh": 0,
@@ -140,7 +141,8 @@ class HeTarget(Target):
 
         loaded = Artifact.load(directory)
         lowered = self.planned(loaded.model(), loaded.plan.options).levelled
-        return (report.table(lowered, measured.known(directory)),)
+        ahead = _checked(loaded.plan.options)["encode_ahead"]
+        return (report.table(lowered, measured.known(directory), ahead=ahead),)
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
         """The simulator, with noise as of encryption, which sees intermediate values too."""
@@ -231,13 +233,16 @@ def _widened(arrays: Sequence[np.ndarray], margin: float) -> Range:
 
 
 def _within_memory(program: Program, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with fewer rotation keys if the server's memory needs it.
+    """The options, with plaintexts encoded when they are used, and then fewer rotation keys, if memory needs it.
 
     Raises UnsupportedError where the server would hold more than the option max_memory with any number.
     """
     chosen, lowered = options, parameters.build(program, options).levelled
     keys = len(lowered.steps())
-    while (needed := sizes(lowered).server / 2**30) > options["max_memory"]:
+    while (needed := sizes(lowered, ahead=chosen["encode_ahead"]).server / 2**30) > options["max_memory"]:
+        if chosen["encode_ahead"]:
+            chosen = {**chosen, "encode_ahead": False}
+            continue
         keys //= 2
         if options["max_rotation_keys"] or keys < FEWEST_KEYS:
             raise UnsupportedError(
@@ -245,7 +250,7 @@ def _within_memory(program: Program, options: dict[str, Any]) -> dict[str, Any]:
                 f"{options['max_memory']:g}",
                 hint="give it more, or compile for a smaller --shape or another packing",
             )
-        chosen = {**options, "max_rotation_keys": keys}
+        chosen = {**chosen, "max_rotation_keys": keys}
         lowered = parameters.build(program, chosen).levelled
     return chosen
 
@@ -293,6 +298,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise PlanError(
             f"option pairs must be auto or a whole number up to {parameters.MOST_PAIRS}, not {pairs!r}"
         )
-    if not isinstance(merged["insecure_for_testing"], bool):
-        raise PlanError("option insecure_for_testing must be true or false")
+    for key in ("encode_ahead", "insecure_for_testing"):
+        if not isinstance(merged[key], bool):
+            raise PlanError(f"option {key} must be true or false")
     return merged

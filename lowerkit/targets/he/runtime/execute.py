@@ -52,22 +52,31 @@ class Engine(Protocol):
 
 
 class Circuit:
-    """A levelled program as stored, its plaintexts encoded once.
+    """A levelled program as stored.
 
     Args:
         ops: int64 [operations, 6]: kind, operands (-1 for none), rotation, plaintext (-1 for none, -2 for the
             number 1), level of the result.
         scales: float64 [operations, 2]: of the result, and of the plaintext.
         plains: float64 [plaintexts, slots].
+        ahead: whether plaintexts are encoded once; else whenever they are used, which takes less memory.
     """
 
     def __init__(
-        self, ops: np.ndarray, scales: np.ndarray, plains: np.ndarray, outputs: Sequence[int], engine: Engine
+        self,
+        ops: np.ndarray,
+        scales: np.ndarray,
+        plains: np.ndarray,
+        outputs: Sequence[int],
+        engine: Engine,
+        *,
+        ahead: bool = True,
     ) -> None:
         self.rows = [tuple(int(v) for v in row) for row in ops]
         self.scales = [(float(a), float(b)) for a, b in scales]
         self.outputs, self.engine = list(outputs), engine
-        self.plains = [self._encoded(i, plains) for i in range(len(self.rows))]
+        self._vectors = plains
+        self._encoded = [self._encode(i) for i in range(len(self.rows))] if ahead else []
         self._last = self._last_uses()
         rotated = Counter(row[FIRST] for row in self.rows if KINDS[row[KIND]] == "rotate")
         self._often = {value for value, times in rotated.items() if times > 1}
@@ -79,11 +88,15 @@ class Circuit:
             for i, dead in self._last.items()
         }
 
-    def _encoded(self, i: int, plains: np.ndarray) -> Any:
+    def _plain(self, i: int) -> Any:
+        """The plaintext of an operation."""
+        return self._encoded[i] if self._encoded else self._encode(i)
+
+    def _encode(self, i: int) -> Any:
         row = self.rows[i]
         if row[PLAIN] == -1:
             return None
-        numbers: np.ndarray | float = 1.0 if row[PLAIN] == -2 else plains[row[PLAIN]]
+        numbers: np.ndarray | float = 1.0 if row[PLAIN] == -2 else self._vectors[row[PLAIN]]
         return self.engine.encode(numbers, row[LEVEL], self.scales[i][1])
 
     def _last_uses(self) -> Mapping[int, list[int]]:
@@ -135,9 +148,9 @@ class Circuit:
         if kind == "mul":
             return engine.mul(x, values[row[SECOND]], scale)
         if kind == "add_plain":
-            return engine.add_plain(x, self.plains[i])
+            return engine.add_plain(x, self._plain(i))
         if kind == "mul_plain":
-            return engine.mul_plain(x, self.plains[i], scale)
+            return engine.mul_plain(x, self._plain(i), scale)
         if kind == "rotate":
             return engine.rotate(x, row[STEP], self._shared(row[FIRST], x))
         if kind in ("rescale", "bootstrap"):

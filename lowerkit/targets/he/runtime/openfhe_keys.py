@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import RunError
+from .files import RunError, mapped
 from .openfhe_scheme import INSTALL, Scheme, short
 
 
@@ -20,7 +20,7 @@ class Keys:
         self.scheme = scheme
         self.secret: Any = None
 
-    def generate(self, rotations: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    def generate(self, rotations: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[bytes | memoryview, ...]]:
         """See `scheme.Keys`."""
         openfhe, context = self.scheme.openfhe, self.scheme.context
         self.secret = self._uniform() if self.scheme.parameters.sparse else context.KeyGen().secretKey
@@ -33,15 +33,15 @@ class Keys:
             context.EvalBootstrapKeyGen(self.secret, slots)
         relinearisation = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
         openfhe.ClearEvalMultKeys()
-        rotation = b""
+        rotation: bytes | memoryview = b""
         if rotations or slots:
-            # By way of a file: as a string, keys of gigabytes would stand in memory four times.
+            # By way of a file, which is gone when nothing reads it any more: memory may not hold such keys twice.
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "rotation.keys")
                 if not context.SerializeEvalAutomorphismKey(str(path), openfhe.BINARY, tag):
                     raise RunError(f"OpenFHE cannot write {path}")
                 context.ClearEvalAutomorphismKeys()  # OpenFHE keeps keys in its own memory, for ever
-                rotation = path.read_bytes()
+                rotation = mapped(path)
         return (openfhe.Serialize(self.secret, openfhe.BINARY),), (relinearisation, rotation)
 
     def _uniform(self) -> Any:

@@ -80,7 +80,7 @@ class Keys(Protocol):
     """A secret key and what is done with it."""
 
     def __init__(self, scheme: Any) -> None: ...
-    def generate(self, rotations: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    def generate(self, rotations: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[bytes | memoryview, ...]]:
         """A new secret key, which is kept, as parts of its file, and its evaluation keys in the same way."""
         ...
 

@@ -50,6 +50,7 @@ class Server:
                 stored["plains"],
                 stored["outputs"].tolist(),
                 engine,
+                ahead=self.description["encode_ahead"],
             )
 
     def evaluate(self, query: bytes, source: str = "the query", progress: Progress | None = None) -> bytes:
