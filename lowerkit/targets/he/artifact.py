@@ -58,6 +58,7 @@ def _describe(model: ir.Model, planned: Planned, options: Mapping[str, Any], dir
         "refresh": chain.refresh.slots if chain.refresh else 0,
         "budget": list(chain.refresh.budget) if chain.refresh else [],
         "correction": chain.refresh.correction if chain.refresh else 0,
+        "sparse": chain.refresh is not None and chain.refresh.sparse,
         "insecure": options["insecure_for_testing"],
     }
     np.savez_compressed(directory / "server" / server.CIRCUIT, **stored(lowered))

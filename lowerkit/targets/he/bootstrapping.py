@@ -10,6 +10,7 @@ also brings numbers below 1, which doublings afterwards undo, as exact and free 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,26 +24,35 @@ from lowerkit.targets.he.levelled import Chain, Levelled, Refresh, Refreshed
 from lowerkit.targets.he.packed import Packed
 from lowerkit.targets.he.packing.ways import Network
 
-#: Levels of OpenFHE's approximate reduction modulo the first prime, for uniform ternary secrets.
-REDUCTION = 14
+#: Levels of OpenFHE's approximate reduction modulo the first prime, by the secret under which the modulus was raised
+#: (GetModDepthInternal in ckksrns-fhe.cpp): of multiples of that prime a uniform one leaves up to 512, a sparse one 16.
+REDUCTION = {"uniform": 14, "sparse": 10}
 #: Level on which the last segment ends: with two primes left, outputs may be large.
 LAST = 1
 #: Digits of key switching at most: keys grow with them, and with two more little is gained.
 MOST_DIGITS = 9
 #: Levels beyond bootstrapping's at most.
 MOST_LEVELS = 16
-#: Most ciphertexts that are bootstrapped at one cut.
+#: Bits of scales, by the secret: noise is of a constant size, which is the less as part of a number the larger the
+#: scale; but the shorter, the more levels. With a sparse secret `security` has a bound on the first prime, too.
+SCALES = {"uniform": (57, 55, 53), "sparse": (54, 53, 52, 51)}
+#: Most ciphertexts that are alive at one cut.
 WIDEST = 4
+#: Stands for the doublings of a value that is not bootstrapped at a cut.
+KEPT = -1
 
 
-def refresh_of(degree: int, slots: int) -> Refresh:
-    """Bootstrapping that keeps `slots` numbers: its levels, and OpenFHE's default for the correction of its scale.
+def refresh_of(options: Mapping[str, Any]) -> Refresh:
+    """Bootstrapping in the ring and for the numbers of the options: its levels, and OpenFHE's default for the
+    correction of its scale.
 
     With few slots each linear transform is one matrix product, at one level; with many they are split.
     """
+    degree, slots, secret = options["ring"], options["refresh"], options["secret"]
     budget = 1 if slots <= 64 else 2 if slots <= 1024 else 3
     correction = round(-0.1516 * (2 * math.log2(degree) + math.log2(slots)) + 14.284)
-    return Refresh(slots, (budget, budget), REDUCTION + 2 * budget, min(max(correction, 6), 13))
+    depth = REDUCTION[secret] + 2 * budget
+    return Refresh(slots, (budget, budget), depth, min(max(correction, 6), 13), secret == "sparse")
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,27 @@ class Cut:
     Attributes:
         after: the operation before it.
         values: that later operations read.
-        period: of these values' numbers, where later operations read them.
     """
 
     after: int
     values: tuple[int, ...]
-    period: int
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """The best way to a stop.
+
+    Attributes:
+        seconds: estimated, with the bootstraps at the stop.
+        before: number of the stop before.
+        level: on which the program goes on there.
+        refreshed: the values that are bootstrapped at the stop.
+    """
+
+    seconds: float
+    before: int
+    level: int
+    refreshed: frozenset[int]
 
 
 def widened(network: Network, slots: int) -> Network:
@@ -74,24 +99,17 @@ def widened(network: Network, slots: int) -> Network:
     return replace(network, program=program, gathers=gathers, layouts=layouts)
 
 
-def cuts(network: Network, needed: Sequence[np.ndarray]) -> list[Cut]:
-    """The program's cuts of at most WIDEST values, in order. `needed`: see `read_slots`."""
-    packed = network.program
+def cuts(packed: Packed) -> list[Cut]:
+    """The program's cuts of at most WIDEST values, in order."""
     last = {a: i for i, op in enumerate(packed.ops) for a in op.args}
     last |= dict.fromkeys(packed.outputs, len(packed.ops))
-    rng = np.random.default_rng(0)
-    # Numbers that agree for random inputs are the same polynomial of them, but for a chance of about 2^-50.
-    count = max(int(index.max()) for _, index in network.gathers) + 1
-    inputs = {name: np.append(rng.uniform(-1, 1, count), 0.0) for name, _ in network.gathers}
-    numbers = packed.run([inputs[name][index] for name, index in network.gathers])
     found: list[Cut] = []
     alive: list[int] = []
     for i, op in enumerate(packed.ops):
         alive = [v for v in [*alive, i] if last.get(v, -1) > i]
         if op.kind == "input" or len(alive) > WIDEST or (found and found[-1].values == tuple(alive)):
             continue
-        period = max((_period(numbers[v], needed[v]) for v in alive), default=1)
-        found.append(Cut(i, tuple(alive), period))
+        found.append(Cut(i, tuple(alive)))
     return found
 
 
@@ -116,43 +134,56 @@ def read_slots(packed: Packed, places: Iterable[tuple[int, np.ndarray]]) -> list
     return found
 
 
-def _period(numbers: np.ndarray, needed: np.ndarray) -> int:
-    """The shortest power of two by which slots that are needed repeat."""
-    scale = max(float(np.abs(numbers[needed]).max(initial=0)), 1e-300)
-    period = 4
-    while period < len(numbers):
-        rows, masks = numbers.reshape(-1, period), needed.reshape(-1, period)
-        high = np.where(masks, rows, -np.inf).max(axis=0)
-        low = np.where(masks, rows, np.inf).min(axis=0)
-        if np.all((high - low)[masks.any(axis=0)] <= 1e-9 * scale):
-            return period
-        period *= 2
-    return period
+@dataclass(frozen=True)
+class Places:
+    """A program, its cuts, and the largest number of each value at one of them."""
+
+    packed: Packed
+    cuts: Sequence[Cut]
+    most: Mapping[int, float]
 
 
-def placed(
-    network: Network, samples: Sequence[Sequence[np.ndarray]], options: Mapping[str, Any], available: int
-) -> dict[str, Any] | None:
-    """The options `levels`, `digits` and `bootstraps` with the fewest bootstraps, then the fewest digits and levels.
+#: A cut, the level on which the program goes on, and the values that are bootstrapped there.
+Way = tuple[Cut, int, frozenset[int]]
 
-    None where too many levels lie between two cuts for whatever fits into `available` bits.
+
+def places(network: Network, samples: Sequence[Sequence[np.ndarray]]) -> Places:
+    """Where bootstraps can be.
 
     Args:
         samples: the packed program's inputs, for each calibration sample.
     """
     packed, needed = network.program, _needed(network)
-    found = cuts(network, needed)
-    values = [packed.run(sample) for sample in samples]
-    best: tuple[tuple[int, int, int], dict[str, Any]] | None = None
-    for levels, digits in _sizes(options, available):
-        path = _shortest(packed, found, levels, options)
-        if not path:
+    found = cuts(packed)
+    most = dict.fromkeys((v for cut in found for v in cut.values), 0.0)
+    for sample in samples:
+        numbers = packed.run(sample)
+        for v in most:
+            most[v] = max(most[v], float(np.abs(numbers[v][needed[v]]).max(initial=0)))
+    return Places(packed, found, most)
+
+
+def placed(known: Places, options: Mapping[str, Any], available: int) -> list[dict[str, Any]]:
+    """Values of the options `scale`, `levels`, `digits` and `bootstraps` that fit into `available` bits, best first.
+
+    Fewest bootstraps first, then smallest keys, then least time, as estimated. None where too many levels lie between
+    two cuts for whatever fits.
+    """
+    paths: dict[int, tuple[list[Way], float] | None] = {}
+    ranked: list[tuple[tuple[int, int, float, int], dict[str, Any]]] = []
+    for scale, levels, digits in _sizes(options, available):
+        if levels not in paths:
+            paths[levels] = _shortest(known.packed, known.cuts, levels, options)
+        if (path := paths[levels]) is None:
             continue
-        rank = (sum(len(cut.values) for cut, _ in path), digits, levels)
-        if best is None or rank < best[0]:
-            places = {str(c.after): [level, *_doublings(c, needed, values)] for c, level in path}
-            best = rank, {"levels": levels, "digits": digits, "bootstraps": places}
-    return best[1] if best else None
+        ways, seconds = path
+        starts = {
+            str(cut.after): [level, *(_doublings(known.most[v]) if v in new else KEPT for v in cut.values)]
+            for cut, level, new in ways
+        }
+        rank = (sum(len(new) for _, _, new in ways), digits, seconds, -scale)
+        ranked.append((rank, {"scale": scale, "levels": levels, "digits": digits, "bootstraps": starts}))
+    return [found for _, found in sorted(ranked, key=lambda each: each[0])]
 
 
 def lower(network: Network, chain: Chain, options: Mapping[str, Any]) -> Levelled:
@@ -160,24 +191,27 @@ def lower(network: Network, chain: Chain, options: Mapping[str, Any]) -> Levelle
 
     Args:
         options: of which `bootstraps` is operation of the packed program -> level on which it goes on, and doublings
-            of the values that are alive after it, which are bootstrapped there; "-1" -> the inputs' level.
+            of the values that are alive after it, which are bootstrapped there; KEPT for one that is not, as it was at
+            the operation before; "-1" -> the inputs' level.
 
     Raises PlanError for operations where nothing can be bootstrapped.
     """
     needed = _needed(network)
-    known = {str(cut.after): cut for cut in cuts(network, needed)}
+    known = {str(cut.after): cut for cut in cuts(network.program)}
     slots = chain.refresh.slots if chain.refresh else 0
-    refreshed: dict[int, list[Refreshed]] = {}
+    refreshed: dict[int, Refreshed] = {}
+    earlier: tuple[int, ...] = ()
     for after, (level, *doublings) in options["bootstraps"].items():
         if after == "-1":
             continue
         cut = known.get(after)
-        if cut is None or len(doublings) != len(cut.values) or cut.period > slots:
+        bits = dict(zip(cut.values, doublings, strict=False)) if cut else {}
+        kept = frozenset(v for v, n in bits.items() if n == KEPT)
+        if cut is None or len(doublings) != len(cut.values) or not kept.issubset(earlier):
             raise PlanError(f"option bootstraps: after operation {after} nothing can be bootstrapped so")
-        refreshed[cut.after] = [
-            Refreshed(v, level, _mask(needed[v], slots) / 2.0**bits, bits)
-            for v, bits in zip(cut.values, doublings, strict=True)
-        ]
+        new = {v: (_mask(needed[v], slots) / 2.0**n, n) for v, n in bits.items() if v not in kept}
+        refreshed[cut.after] = Refreshed(level, new, kept)
+        earlier = cut.values
     entry = options["bootstraps"]["-1"][0]
     return levelled.lower(network.program, chain, entry, refreshed, options["max_rotation_keys"])
 
@@ -190,35 +224,37 @@ def _needed(network: Network) -> list[np.ndarray]:
 
 def _shortest(
     packed: Packed, found: Sequence[Cut], levels: int, options: Mapping[str, Any]
-) -> list[tuple[Cut, int]] | None:
-    """The cuts to bootstrap at, each with the level on which the program goes on.
+) -> tuple[list[Way], float] | None:
+    """The cuts to bootstrap at, each with the level on which the program goes on and what is bootstrapped; and the
+    estimated time.
 
-    The first one has no values: it stands for the program's beginning. None where too many levels lie between two.
+    At a cut all values have the highest level: those that were alive at the cut before are kept as they were there, and
+    the others are bootstrapped. The first cut has no values: it stands for the program's beginning. None where too many
+    levels lie between two.
     """
     degree, slots = options["ring"], options["refresh"]
-    start = Cut(-1, (), 1)
-    end = Cut(len(packed.ops) - 1, tuple(packed.outputs), 1)
-    stops = [start, *(c for c in found if c.period <= slots and c.after < end.after), end]
-    best: list[tuple[float, int, int] | None] = [(0.0, 0, 0)] + [None] * (len(stops) - 1)
+    top = levels - refresh_of(options).depth
+    start, end = Cut(-1, ()), Cut(len(packed.ops) - 1, tuple(packed.outputs))
+    stops = [start, *(c for c in found if c.after < end.after), end]
+    refresh = cost.bootstrap_seconds(degree, slots, levels + 1)
+    best: dict[int, _Reached] = {0: _Reached(0.0, 0, 0, frozenset())}
     for i, here in enumerate(stops[:-1]):
-        so_far = best[i]
-        if so_far is None:
+        if i not in best:
             continue
-        highest = levels - refresh_of(degree, slots).depth if i else levels
-        refreshing = len(here.values) * cost.bootstrap_seconds(degree, slots)
-        for j, level, time in _segments(packed, stops, i, highest, degree):
-            reached, known = so_far[0] + refreshing + time, best[j]
-            if known is None or reached < known[0]:
-                best[j] = (reached, i, level)
-    path: list[tuple[Cut, int]] = []
+        for j, level, seconds in _segments(packed, stops, i, top if i else levels, degree):
+            new = frozenset(stops[j].values) - frozenset(here.values)
+            reached = best[i].seconds + seconds + (len(new) * refresh if stops[j] is not end else 0.0)
+            if j not in best or reached < best[j].seconds:
+                best[j] = _Reached(reached, i, level, new)
+    path: list[Way] = []
     j = len(stops) - 1
     while j:
-        step = best[j]
-        if step is None:
+        if j not in best:
             return None
-        path.insert(0, (stops[step[1]], step[2]))
-        j = step[1]
-    return path
+        before = best[j].before
+        path.insert(0, (stops[before], best[j].level, best[before].refreshed))
+        j = before
+    return path, best[len(stops) - 1].seconds
 
 
 def _segments(
@@ -226,19 +262,20 @@ def _segments(
 ) -> Iterator[tuple[int, int, float]]:
     """Later stops that are reached without bootstrapping: number, level to start on, and estimated time."""
     depths: dict[int, int] = dict.fromkeys(stops[i].values, 0)
-    kinds: list[tuple[str, int]] = []
+    kinds: Counter[tuple[str, int]] = Counter()
     done = stops[i].after + 1
     for j in range(i + 1, len(stops)):
         for k in range(done, stops[j].after + 1):
             op = packed.ops[k]
             depths[k] = max((depths[a] for a in op.args), default=0) + op.multiplies
-            kinds.append((op.kind, depths[k]))
+            kinds[op.kind, depths[k]] += 1
         done = stops[j].after + 1
         depth = max(depths[v] for v in stops[j].values)
         level = depth + (LAST if j == len(stops) - 1 else 2)
         if level > highest:
             return
-        yield j, level, sum(cost.seconds(kind, max(level - d, 0) + 1, degree) for kind, d in kinds)
+        times = (n * cost.seconds(kind, max(level - d, 0) + 1, degree) for (kind, d), n in kinds.items())
+        yield j, level, sum(times)
 
 
 def _mask(needed: np.ndarray, slots: int) -> np.ndarray:
@@ -249,21 +286,19 @@ def _mask(needed: np.ndarray, slots: int) -> np.ndarray:
     return mask.ravel()
 
 
-def _doublings(cut: Cut, needed: Sequence[np.ndarray], samples: Sequence[Sequence[np.ndarray]]) -> list[int]:
-    """By how many powers of two twice the samples' numbers at a cut are above 1."""
-    most = [
-        max(2 * float(np.abs(values[v][needed[v]]).max(initial=0)) for values in samples) for v in cut.values
-    ]
-    return [max(math.ceil(math.log2(max(m, 1.0))), 0) for m in most]
+def _doublings(most: float) -> int:
+    """By how many powers of two twice the samples' largest number is above 1."""
+    return max(math.ceil(math.log2(max(2 * most, 1.0))), 0)
 
 
-def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, int]]:
-    """Levels and digits, each pair of which fits into `available` bits."""
-    depth = refresh_of(options["ring"], options["refresh"]).depth
+def _sizes(options: Mapping[str, Any], available: int) -> Iterator[tuple[int, int, int]]:
+    """Scales, levels and digits that fit into `available` bits."""
+    depth = refresh_of(options).depth
     every = range(depth + 4, depth + MOST_LEVELS)
-    for levels in [options["levels"]] if options["levels"] else every:
-        bits = options["head"] + options["scale"] * (levels + 1)
-        for digits in [options["digits"]] if options["digits"] else possible_digits(levels + 1):
-            longest = math.ceil((levels + 1) / digits) * (options["scale"] + 1) + options["head"] + MARGIN
-            if digits <= MOST_DIGITS and bits + math.ceil(longest / LONGEST) * LONGEST <= available:
-                yield levels, digits
+    for scale in [options["scale"]] if options["scale"] else SCALES[options["secret"]]:
+        for levels in [options["levels"]] if options["levels"] else every:
+            bits = options["head"] + scale * (levels + 1)
+            for digits in [options["digits"]] if options["digits"] else possible_digits(levels + 1):
+                longest = math.ceil((levels + 1) / digits) * (scale + 1) + options["head"] + MARGIN
+                if digits <= MOST_DIGITS and bits + math.ceil(longest / LONGEST) * LONGEST <= available:
+                    yield scale, levels, digits

@@ -34,6 +34,8 @@ def seconds(kind: str, primes: int, degree: int) -> float:
     return 1e-3 * size * (square * primes * (primes + 1) + linear * primes)
 
 
-def bootstrap_seconds(degree: int, slots: int) -> float:
+def bootstrap_seconds(degree: int, slots: int, primes: int) -> float:
     """Estimated time of OpenFHE's bootstrapping of `slots` numbers, after `python -m benchmarks.he bootstrap`."""
-    return 27.0 * (degree / 65536) * (1 + math.sqrt(slots) / 64)
+    # With few numbers each linear transform is one matrix product; of all slots two polynomials are evaluated.
+    share = 0.7 if slots <= 64 else 1.35 if slots == degree // 2 else 1.0
+    return 20.0 * share * (degree / 65536) * (primes / 20) ** 2

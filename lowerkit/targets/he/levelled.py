@@ -45,12 +45,14 @@ class Refresh:
         budget: levels of its two linear transforms.
         depth: levels that it takes, of the highest.
         correction: bits by which a message is below the first prime while it reduces modulo that.
+        sparse: whether the modulus is raised under an ephemeral sparse secret, or under the uniform one.
     """
 
     slots: int
     budget: tuple[int, int]
     depth: int
     correction: int
+    sparse: bool
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """A packed value that is bootstrapped.
+    """Values that are on the highest level from some operation on.
 
     Attributes:
-        value: of the packed program.
-        level: to which it is brought afterwards.
-        mask: float64 [slots], by which it is multiplied before.
-        doublings: afterwards.
+        level: to which they are brought where they are read.
+        bootstrapped: packed value -> float64 [slots], by which it is multiplied before, and doublings afterwards.
+        kept: values that were bootstrapped earlier.
     """
 
-    value: int
     level: int
-    mask: np.ndarray
-    doublings: int
+    bootstrapped: Mapping[int, tuple[np.ndarray, int]]
+    kept: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class _Lowering:
         packed: Packed,
         chain: Chain,
         entry: int,
-        refreshed: Mapping[int, Sequence[Refreshed]],
+        refreshed: Mapping[int, Refreshed],
         most_keys: int,
         unscaled: Set[int],
     ) -> None:
@@ -257,10 +257,11 @@ class _Lowering:
 
     def run(self) -> Levelled:
         values: list[int] = []
+        start, highest = 0, frozenset[int]()
         latest = [] if self.refreshed else self.packed.latest(self.unscaled)
         for index, op in enumerate(self.packed.ops):
             self.layer = op.layer
-            args = [values[a] for a in op.args]
+            args = [self.down(values[a], start) if a in highest else values[a] for a in op.args]
             if op.kind == "input":
                 made = self.emit("input", (), self.entry, self.chain.scales[self.entry])
             elif op.kind in ("add", "sub"):
@@ -280,8 +281,10 @@ class _Lowering:
             self.rests[made] |= index in self.unscaled
             values.append(made)
             self.out.origin[index] = made
-            for each in self.refreshed.get(index, ()):
-                values[each.value] = self.refresh(values[each.value], each)
+            if each := self.refreshed.get(index):
+                for value, (mask, doublings) in each.bootstrapped.items():
+                    values[value] = self.refresh(values[value], mask, doublings)
+                start, highest = each.level, each.kept.union(each.bootstrapped)
         self.out.outputs = [self.rest(values[i]) for i in self.packed.outputs]
         return self.out
 
@@ -294,8 +297,8 @@ class _Lowering:
             x = self._turned[x, part]
         return x
 
-    def refresh(self, x: int, each: Refreshed) -> int:
-        """x, masked and bootstrapped, at rest on the level that is wanted."""
+    def refresh(self, x: int, mask: np.ndarray, doublings: int) -> int:
+        """x, masked and bootstrapped, at rest on the highest level."""
         x, chain = self.rest(x), self.chain
         self.layer = self.out.ops[x].layer
         while self.out.ops[x].level > 2:
@@ -303,14 +306,14 @@ class _Lowering:
         scale, level = self.out.ops[x].scale, self.out.ops[x].level
         nominal = chain.scales[chain.top]
         factor = nominal * chain.primes[level] / scale
-        self.out.plains.append(each.mask)
+        self.out.plains.append(mask)
         plain = len(self.out.plains) - 1
         x = self.emit("mul_plain", (x,), level, scale * factor, plain=plain, plain_scale=factor)
         x = self.emit("rescale", (x,), level - 1, nominal)
         x = self.emit("bootstrap", (x,), chain.top, nominal)
-        for _ in range(each.doublings):
+        for _ in range(doublings):
             x = self.emit("add", (x, x), chain.top, nominal)
-        return self.down(x, each.level)
+        return x
 
     def _with_plain(self, kind: str, x: int, plain: int) -> int:
         op = self.out.ops[x]
@@ -332,7 +335,7 @@ def lower(
     packed: Packed,
     chain: Chain,
     entry: int | None = None,
-    refreshed: Mapping[int, Sequence[Refreshed]] | None = None,
+    refreshed: Mapping[int, Refreshed] | None = None,
     most_keys: int = 0,
     unscaled: Set[int] = frozenset(),
 ) -> Levelled:

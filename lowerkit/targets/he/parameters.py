@@ -35,6 +35,7 @@ from lowerkit.targets.he.packing.ways import Network
 from lowerkit.targets.he.pairing import paired_depths, unscaled
 from lowerkit.targets.he.program import Program
 from lowerkit.targets.he.report import estimated
+from lowerkit.targets.he.sizes import sizes
 
 #: Rings of each library that hold more than a product.
 DEGREES: Mapping[str, tuple[int, ...]] = {
@@ -49,11 +50,11 @@ MOST_PAIRS = 64
 MOST_PAIRED = 38
 #: Bits that outputs may grow beyond what was proved or seen.
 SPARE = 2
-#: Scale, and bits of the first prime beyond it, where there is bootstrapping: its noise is of a constant size, which is
-#: the less as part of a number the larger the scale.
-REFRESHED = {"scale": 57, "head": 3}
+#: Bits of the first prime beyond the scale where there is bootstrapping, by its secret: a key under the sparse one has
+#: that prime for a modulus, which may be the longer the fewer they are.
+REFRESHED_HEAD = {"uniform": 3, "sparse": 1}
 #: Numbers that bootstrapping may keep, by time: about the fewest first.
-SLOTS = (16, 64, 256, 1024, 4096, 16384, 32768)
+SLOTS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768)
 #: Bits beyond which proved magnitudes are given up for calibrated ones.
 MOST_PROVED = 20
 #: Bounds beyond this are not followed any further.
@@ -127,7 +128,7 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
     packed, degree, bits, head = network.program, options["ring"], options["scale"], options["head"]
     kept = _unscaled(packed, options)
     if options["bootstraps"]:
-        refresh = bootstrapping.refresh_of(degree, options["refresh"])
+        refresh = bootstrapping.refresh_of(options)
         chain = refreshed_chain(degree, bits, head, options["levels"], options["digits"], refresh)
     elif options["backend"] == "openfhe":
         chain = openfhe_chain(packed, degree, bits, head, options["digits"])
@@ -135,6 +136,8 @@ def build(program: Program, options: Mapping[str, Any], network: Network | None 
         chain = chain_of(packed, degree, bits, head, kept)
     if not options["insecure_for_testing"]:
         security.check(chain.degree, (*chain.primes, *chain.specials))
+        if chain.refresh and chain.refresh.sparse:
+            security.check_ephemeral(chain.degree, chain.primes[0])
     if options["bootstraps"]:
         lowered = bootstrapping.lower(network, chain, options)
     else:
@@ -206,15 +209,16 @@ def _with_bootstrapping(
     ranges: Mapping[str, Range],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """With as few bootstraps as possible, of as few numbers as possible, and then as small keys as possible."""
+    """With bootstraps of as few numbers as possible, and of those the first plan that is precise enough."""
     degree = options["ring"]
-    base = {**options, **{k: options[k] or v for k, v in REFRESHED.items()}}
+    base = {**options, "head": options["head"] or REFRESHED_HEAD[options["secret"]]}
     available = 1 << 20 if options["insecure_for_testing"] else security.MOST_BITS[degree]
     lack = UnsupportedError(
         f"target 'he': within {available} bits bootstrapping leaves too few levels for what lies between two places "
         "where it could be",
         hint="use polynomials of a lower degree",
     )
+    noisy = 0  # the longest scale whose noise was found to be too large
     for slots in (options["refresh"],) if options["refresh"] else SLOTS:
         chosen = {**base, "refresh": slots}
         try:
@@ -223,9 +227,31 @@ def _with_bootstrapping(
             lack = error
             continue
         vectors = [vectors_of(network, sample) for sample in samples]
-        if found := bootstrapping.placed(network, vectors, chosen, available):
-            return _precise({**chosen, **found}, program, network, vectors)
+        few = pack(program, slots, options["packing"])
+        known = bootstrapping.places(few, [vectors_of(few, sample) for sample in samples])
+        large: dict[str, Any] | None = None
+        for found in bootstrapping.placed(known, chosen, available):
+            if found["scale"] <= noisy:
+                continue
+            way = {**chosen, **found}
+            if options["max_memory"] and not _fits(program, way, network):
+                large = large or way
+                continue
+            try:
+                return _precise(way, program, network, vectors)
+            except UnsupportedError as error:
+                lack, noisy = error, found["scale"]
+        if large and large["scale"] > noisy:  # may do with fewer rotation keys
+            return _precise(large, program, network, vectors)
+        if noisy:
+            break
     raise lack
+
+
+def _fits(program: Program, options: Mapping[str, Any], network: Network) -> bool:
+    """Whether a server with all rotation keys takes no more than the option max_memory."""
+    most: float = options["max_memory"] * 2**30
+    return sizes(build(program, options, network).levelled).server <= most
 
 
 def _packed(program: Program, options: Mapping[str, Any]) -> Network:

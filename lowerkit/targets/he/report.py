@@ -63,7 +63,7 @@ def _megabytes(size: int) -> str:
 
 def _seconds(op: LevelledOp, chain: Chain) -> float:
     if op.kind == "bootstrap" and chain.refresh:
-        return cost.bootstrap_seconds(chain.degree, chain.refresh.slots)
+        return cost.bootstrap_seconds(chain.degree, chain.refresh.slots, len(chain.primes))
     before = op.level + (op.kind in ("rescale", "mod_switch"))
     return cost.seconds(op.kind, before + 1, chain.degree)
 

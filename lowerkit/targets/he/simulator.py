@@ -21,11 +21,13 @@ from lowerkit.targets.he.stored import stored
 
 #: Standard deviation of a fresh error's coefficients.
 ERROR = 3.24
-#: Bootstrapping's noise is sqrt(slots) 2^correction times the sum of two parts: of operations, with the scale, and of
-#: the polynomial that stands for the sine, without it. Both factors are fitted to runs of
-#: `python -m benchmarks.he bootstrap`, for degrees from 512 to 65536 and scales of 50 and 57 bits, few of them of the
-#: largest: an estimate that is meant to be above.
-BOOTSTRAP, REDUCTION = 1500.0, 1e-10
+#: Multiples of the first prime that raising the modulus leaves, at most, by whether the secret is sparse.
+MULTIPLES = {False: 512, True: 16}
+#: Bootstrapping's noise is sqrt(slots) 2^correction times MULTIPLES times a sum of two parts: the primes' relative
+#: distance from the scale (the root of the mean square), for which with fixed scaling OpenFHE takes all of them, and
+#: this times the degree. That is fitted to runs of `benchmarks/he_openfhe.py bootstrap`, for degrees of 2048 and 65536,
+#: scales of 45 to 57 bits, and 16 to 32768 slots: they have from a tenth to 1.6 times as much.
+REDUCTION = 2.5e-15
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class SimulatorEngine:
         #: Variance of coefficients after division and rounding, by 1/12 per part.
         self._rounding = (1 + 2 * degree / 3) / 12
         self._special = math.prod(chain.specials)
+        #: Slot -> number of its root among the powers of the primitive root of order 2 N.
+        self._roots = np.array([pow(5, j, 2 * degree) for j in range(chain.slots)])
         self._floor = self._floored() if chain.floors else np.zeros(chain.slots)
 
     def _floored(self) -> np.ndarray:
@@ -59,10 +63,9 @@ class SimulatorEngine:
         by k/2 on average. A polynomial of equal coefficients is large near the root 1, and so is its product with the
         secret: the few slots that are there are off by the same number after every key switching.
         """
-        degree, slots = self.chain.degree, self.chain.slots
-        roots = np.array([pow(5, j, 2 * degree) for j in range(slots)])
+        degree = self.chain.degree
         secret = self._random.integers(-1, 2, degree)
-        at_roots = np.fft.fft(np.stack([np.ones(degree), secret]), 2 * degree)[:, roots]
+        at_roots = np.fft.fft(np.stack([np.ones(degree), secret]), 2 * degree)[:, self._roots]
         found: np.ndarray = len(self.chain.specials) / 2 * np.real(at_roots[0] * (1 + at_roots[1]))
         return found
 
@@ -73,7 +76,23 @@ class SimulatorEngine:
     def encode(self, numbers: np.ndarray | float, level: int, scale: float) -> Vector:
         if np.ndim(numbers) == 0:  # one number is one coefficient
             return Vector(np.full(self.chain.slots, round(float(numbers) * scale) / scale), level, scale)
-        return Vector(self._noisy(np.asarray(numbers), 1 / 12, scale), level, scale)
+        return Vector(self._rounded(np.asarray(numbers, np.float64), scale), level, scale)
+
+    def _rounded(self, numbers: np.ndarray, scale: float) -> np.ndarray:
+        """The numbers of a plaintext, whose coefficients are rounded.
+
+        No random noise would do: those of real slots are antisymmetric, so that their errors are as well, which doubles
+        the variance, and vectors that repeat have few coefficients other than 0.
+        """
+        if not self.noisy:
+            return numbers
+        degree = self.chain.degree
+        values = np.zeros(2 * degree)
+        values[self._roots] = values[-self._roots] = numbers
+        coefficients = np.rint(2 * scale * np.fft.irfft(values[: degree + 1], 2 * degree)[:degree]) / scale
+        at_roots = np.fft.rfft(coefficients, 2 * degree).real
+        found: np.ndarray = at_roots[np.minimum(self._roots, 2 * degree - self._roots)]
+        return found
 
     def add(self, x: Vector, y: Vector) -> Vector:
         return Vector(x.numbers + y.numbers, x.level, _same(x, y))
@@ -116,9 +135,10 @@ class SimulatorEngine:
         mean = x.numbers.reshape(-1, refresh.slots).mean(axis=0)
         if self.noisy:
             angle = 2 * np.pi * mean / 2**refresh.correction
-            degree, budget = self.chain.degree, refresh.budget[0]
-            relative = BOOTSTRAP * budget**2 * degree**1.5 / scale + REDUCTION * math.sqrt(degree)
-            deviation = 2**refresh.correction * math.sqrt(refresh.slots) * relative
+            distances = [p / scale - 1 for p in self.chain.primes[self.chain.top + 1 :]]
+            part = math.sqrt(float(np.mean(np.square(distances)))) + REDUCTION * self.chain.degree
+            part *= MULTIPLES[refresh.sparse] * math.sqrt(refresh.slots)
+            deviation = 2**refresh.correction * part
             mean = mean * (1 - angle**2 / 6) + self._random.normal(0.0, deviation, refresh.slots)
         return Vector(np.tile(mean, self.chain.slots // refresh.slots), self.chain.top, scale)
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from lowerkit.errors import ArtifactError, DataError, LowerkitWarning, PlanError, ToolError, UnsupportedError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.he import artifact, measured, parameters, reading, report, simulator
+from lowerkit.targets.he.bootstrapping import REDUCTION
 from lowerkit.targets.he.chains import LONGEST
 from lowerkit.targets.he.packing.affine import PACKINGS
 from lowerkit.targets.he.parameters import Planned, Range
@@ -82,6 +83,7 @@ class HeTarget(Target):
         "max_rotation_keys": 0,
         "digits": 0,
         "refresh": 0,
+        "secret": "sparse",
         "levels": 0,
         "bootstraps": {},
         "insecure_for_testing": False,
@@ -279,6 +281,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         value = merged[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
             raise PlanError(f"option {key} must be a number from {least:g} to {most:g}, not {value!r}")
+    if merged["secret"] not in REDUCTION:
+        raise PlanError(f"option secret must be one of {', '.join(REDUCTION)}, not {merged['secret']!r}")
     if merged["packing"] not in PACKINGS:
         raise PlanError(f"option packing must be one of {', '.join(PACKINGS)}, not {merged['packing']!r}")
     pairs = merged["pairs"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .files import RunError
-from .openfhe_scheme import Scheme, short
+from .openfhe_scheme import INSTALL, Scheme, short
 
 
 class Keys:
@@ -23,7 +23,7 @@ class Keys:
     def generate(self, rotations: Sequence[int]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """See `scheme.Keys`."""
         openfhe, context = self.scheme.openfhe, self.scheme.context
-        self.secret = context.KeyGen().secretKey
+        self.secret = self._uniform() if self.scheme.parameters.sparse else context.KeyGen().secretKey
         tag = self.secret.GetKeyTag()
         context.EvalMultKeyGen(self.secret)
         if rotations:
@@ -43,6 +43,21 @@ class Keys:
                 context.ClearEvalAutomorphismKeys()  # OpenFHE keeps keys in its own memory, for ever
                 rotation = path.read_bytes()
         return (openfhe.Serialize(self.secret, openfhe.BINARY),), (relinearisation, rotation)
+
+    def _uniform(self) -> Any:
+        """A uniform ternary secret for a context with sparse-secret encapsulation.
+
+        There OpenFHE would make one of weight 192, of which less is known to be secure; its bootstrapping takes any.
+        So a context like it, but for the distribution, makes the secret, and its text is read as one of the other.
+        """
+        openfhe = self.scheme.openfhe
+        secret = self.scheme.made(openfhe.UNIFORM_TERNARY).KeyGen().secretKey
+        text = openfhe.Serialize(secret, openfhe.JSON)
+        uniform, sparse = (f'"mo": {int(d)},' for d in (openfhe.UNIFORM_TERNARY, openfhe.SPARSE_ENCAPSULATED))
+        moved = openfhe.DeserializePrivateKeyString(text.replace(uniform, sparse), openfhe.JSON)
+        if text.count(uniform) != 1 or moved.GetCryptoContext() != self.scheme.context:
+            raise RunError(f"OpenFHE {openfhe.__version__} writes secret keys in another way: {INSTALL}")
+        return moved
 
     def take(self, parts: Sequence[bytes | memoryview], source: str) -> None:
         """See `scheme.Keys`."""

@@ -30,7 +30,20 @@ class Scheme:
             raise RunError(f"OpenFHE is missing in this Python: {INSTALL}") from None
         self.openfhe: Any = openfhe
         self.parameters = parameters
-        primes = parameters.primes
+        self.context = self.made(
+            openfhe.SPARSE_ENCAPSULATED if parameters.sparse else openfhe.UNIFORM_TERNARY
+        )
+        if self.context.GetElementParams().GetModulus() != math.prod(parameters.primes):
+            raise RunError(
+                f"OpenFHE {openfhe.__version__} chooses other primes than the circuit is made for: {INSTALL}"
+            )
+        self.slots, self.top = parameters.degree // 2, len(parameters.primes) - 1
+        #: At which OpenFHE encodes the number 1.
+        self.unit: float = self.context.GetScalingFactorReal(0)
+
+    def made(self, secret: Any) -> Any:
+        """A context of the parameters for a distribution of secrets. Raises RunError."""
+        openfhe, parameters, primes = self.openfhe, self.parameters, self.parameters.primes
         chosen = openfhe.CCParamsCKKSRNS()
         chosen.SetRingDim(parameters.degree)
         chosen.SetMultiplicativeDepth(len(primes) - 1)
@@ -39,23 +52,17 @@ class Scheme:
         chosen.SetScalingTechnique(openfhe.FIXEDMANUAL)
         chosen.SetKeySwitchTechnique(openfhe.HYBRID)
         chosen.SetNumLargeDigits(parameters.digits)
-        chosen.SetSecretKeyDist(openfhe.UNIFORM_TERNARY)
+        chosen.SetSecretKeyDist(secret)
         # OpenFHE's own table is less strict than the planner's, and a second opinion.
         chosen.SetSecurityLevel(openfhe.HEStd_NotSet if parameters.insecure else openfhe.HEStd_128_classic)
         try:
-            self.context = openfhe.GenCryptoContext(chosen)
+            context = openfhe.GenCryptoContext(chosen)
         except RuntimeError as error:
             raise RunError(f"OpenFHE refuses the parameters: {short(error)}") from None
-        if self.context.GetElementParams().GetModulus() != math.prod(primes):
-            raise RunError(
-                f"OpenFHE {openfhe.__version__} chooses other primes than the circuit is made for: {INSTALL}"
-            )
         features = [openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE]
         for feature in features + [openfhe.ADVANCEDSHE, openfhe.FHE] * bool(parameters.refresh):
-            self.context.Enable(feature)
-        self.slots, self.top = parameters.degree // 2, len(primes) - 1
-        #: At which OpenFHE encodes the number 1.
-        self.unit: float = self.context.GetScalingFactorReal(0)
+            context.Enable(feature)
+        return context
 
     def prepare_bootstrapping(self) -> None:
         """Compute what bootstrapping, and the generation of its keys, need."""

@@ -32,6 +32,7 @@ class Parameters:
         refresh: slots that bootstrapping keeps; 0 where there is none.
         budget: levels of bootstrapping's two linear transforms.
         correction: bits by which bootstrapping holds messages below the first prime.
+        sparse: whether bootstrapping raises the modulus under an ephemeral sparse secret.
         insecure: below 128 bits, for testing alone.
     """
 
@@ -43,6 +44,7 @@ class Parameters:
     refresh: int = 0
     budget: tuple[int, ...] = ()
     correction: int = 0
+    sparse: bool = False
     insecure: bool = False
 
     @classmethod
