@@ -44,19 +44,16 @@ class Network:
     calibration: Path = EXAMPLES / "data" / "digits_calibration.npz"
 
 
+#: Few digits of key switching, so that the keys fit into memory; one image of 8192 numbers in its largest layer.
+BOOTSTRAPPED = {"ring": 65536, "precision": 0.8, "refresh": 8192, "digits": 3, "max_memory": 17}
 NETWORKS = {
     "encrypted": Network(
         "vit_digits_encrypted",
         {"gelu": "interval-poly:degree=7,margin=1.2", "reciprocal": "interval-poly:degree=7,margin=1.1"},
         {"ring": 65536},
     ),
-    "plain": Network("vit_digits", CHOSEN, {"ring": 65536, "precision": 0.1}, CALIBRATION),
-    "power": Network(
-        "vit_digits_power",
-        {**CHOSEN, "reciprocal": "interval-poly:degree=31"},
-        {"ring": 65536, "precision": 0.1},
-        CALIBRATION,
-    ),
+    "plain": Network("vit_digits", CHOSEN, BOOTSTRAPPED, CALIBRATION),
+    "power": Network("vit_digits_power", CHOSEN, BOOTSTRAPPED, CALIBRATION),
 }
 
 
