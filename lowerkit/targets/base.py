@@ -82,6 +82,10 @@ class Target(ABC):
     def blocker(self, node: ir.Node) -> str | None:
         """Why the target cannot run `node` of a canonical or lowered graph, or None."""
 
+    def asked_precision(self, options: Mapping[str, Any]) -> float:
+        """Arithmetic error of an output, absolute, that the options allow even beyond `tolerance`."""
+        return 0.0
+
     def complete(
         self,
         model: ir.Model,

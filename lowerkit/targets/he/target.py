@@ -97,6 +97,10 @@ class HeTarget(Target):
         """Operators that are no polynomial."""
         return reading.reason(node)
 
+    def asked_precision(self, options: Mapping[str, Any]) -> float:
+        """The option `precision`."""
+        return float(_checked(options)["precision"])
+
     def complete(
         self,
         model: ir.Model,
