@@ -33,6 +33,7 @@ def _compiled(name: str, output: Path, **options: object) -> lowerkit.Artifact:
         calibration=CALIBRATION,
         shape={"image": (1, 784)},
         options=options,
+        dump_stages=True,
     )
 
 
@@ -54,9 +55,15 @@ def test_a_trained_mlp(tmp_path: Path) -> None:
     assert output.agreement.accuracy_artifact == output.agreement.accuracy_original
     (cost,) = lowerkit.targets.base.get_target("he").costs(artifact.directory)
     assert cost.rows[-1][1:5] == (2, 12, 1, 26)
+    tensor, packed, levelled = (
+        (tmp_path / "out" / "stages" / f"{name}-program.txt").read_text()
+        for name in ("tensor", "packed", "levelled")
+    )
+    assert "linear: 1x128 = M[128x784" in tensor
+    assert packed.count("= rotate ") == levelled.count("= rotate ") == 12
+    assert levelled.count("= rescale ") == cost.rows[-1][5]
 
 
-@pytest.mark.slow
 def test_a_trained_convolutional_network(tmp_path: Path) -> None:
     artifact = _compiled("lenet_fashion_square", tmp_path / "out")
     validation = lowerkit.api.validate(artifact, *_few(tmp_path, 3), layers=False)

@@ -128,9 +128,18 @@ class HeTarget(Target):
         directory: Path,
         progress: Progress | None = None,
     ) -> Mapping[str, Any]:
-        """Write `client/` and `server/`."""
+        """Write `client/` and `server/`, and the programs between, as text, where stages are kept."""
         merged = _checked(options)
-        artifact.write(model, self.planned(model, merged), merged, directory)
+        planned = self.planned(model, merged)
+        artifact.write(model, planned, merged, directory)
+        if (stages := directory / "stages").is_dir():
+            programs = {
+                "tensor": planned.program,
+                "packed": planned.network.program,
+                "levelled": planned.levelled,
+            }
+            for name, program in programs.items():
+                (stages / f"{name}-program.txt").write_text(f"{program}\n", encoding="utf-8")
         return merged
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
