@@ -8,7 +8,7 @@ packing takes. The operand that gets furthest is told in units of its polynomial
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +91,12 @@ def classes(run: Runner, images: np.ndarray) -> np.ndarray:
     return np.array([next(iter(run({"image": image[None]}).values())).argmax() for image in images])
 
 
-def reach(program: Program, images: np.ndarray) -> float:
-    """How far a polynomial's operand gets on these images: 1 is the end of its interval."""
+def reach(program: Program, samples: Iterable[Mapping[str, np.ndarray]]) -> float:
+    """How far a polynomial's operand gets on these samples: 1 is the end of its interval."""
     polynomials = [step for step in program.steps if isinstance(step, Polynomial)]
     furthest = 0.0
-    for image in images:
-        values = program.run({"image": image[None]})
+    for sample in samples:
+        values = program.run(sample)
         furthest = max(furthest, *(float(np.abs(values[step.value]).max()) for step in polynomials))
     return furthest
 
@@ -119,9 +119,10 @@ def choices() -> None:
                 print(f"| `{model}` | {name} | refused: {error} | | | |", flush=True)
                 continue
             found = classes(Reference(lowering.model), images)
+            furthest = reach(program, ({"image": image[None]} for image in images))
             print(
                 f"| `{model}` | {name} | {least_depth(program)} | {(found == labels).mean():.2%} "
-                f"| {(found == original).mean():.2%} | {reach(program, images):.3g} |",
+                f"| {(found == original).mean():.2%} | {furthest:.3g} |",
                 flush=True,
             )
 

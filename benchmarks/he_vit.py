@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 import lowerkit.api
-from benchmarks.he_choices import CALIBRATION, CHOSEN
+from benchmarks.he_choices import CALIBRATION, CHOSEN, reach, tests
 from lowerkit.artifact import ORIGINAL
 from lowerkit.reference import Reference
 from lowerkit.targets.base import get_target
+from lowerkit.targets.he.reading import read
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -60,10 +61,8 @@ NETWORKS = {
 def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """Compile, run and compare; prints as it goes, and returns what it printed."""
     network = NETWORKS[name]
-    with np.load(EXAMPLES / "data" / "digits_test.npz") as data:
-        images = data["image"][: samples // batch * batch]
-    with np.load(EXAMPLES / "data" / "digits_test_labels.npz") as data:
-        labels = data["labels"][: len(images)]
+    every, labels = tests()
+    images, labels = every[: samples // batch * batch], labels[: samples // batch * batch]
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
         artifact = lowerkit.api.compile(
@@ -95,6 +94,9 @@ def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> 
             error = np.abs(rows["encrypted"][-1] - rows["lowered"][-1]).max()
             print(f"  {first + batch} samples: {seconds[-1]:.1f} s, error {error:.2g}", flush=True)
         memory = _peak_of_children()
+        queries = every[: len(every) // batch * batch].reshape(-1, batch, *every.shape[1:])
+        alone = [(lowered({"image": x})["logits"], original({"image": x})["logits"]) for x in queries]
+        furthest = reach(read(artifact.model()), ({"image": x} for x in queries))
         (costs,) = get_target("he").costs(artifact.directory)
     for row in (costs.columns, *costs.rows):
         print("  " + ", ".join(map(str, row)))
@@ -112,6 +114,11 @@ def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> 
         "server's memory, GB": memory,
         "agreement with float": float((top["encrypted"] == top["float"]).mean()),
         "right": {key: int((values == labels).sum()) for key, values in top.items()},
+        "polynomials alone": {
+            "images": len(queries) * batch,
+            "agreement with float": float(np.mean([a.argmax(axis=1) == b.argmax(axis=1) for a, b in alone])),
+            "furthest operand": furthest,
+        },
         "encryption error": float(np.abs(found["encrypted"] - found["lowered"]).max()),
         "method error": float(np.abs(found["lowered"] - found["float"]).max()),
     }
