@@ -229,29 +229,29 @@ def _with_bootstrapping(
         vectors = [vectors_of(network, sample) for sample in samples]
         few = pack(program, slots, options["packing"])
         known = bootstrapping.places(few, [vectors_of(few, sample) for sample in samples])
-        large: dict[str, Any] | None = None
+        large: list[tuple[float, dict[str, Any]]] = []
         for found in bootstrapping.placed(known, chosen, available):
             if found["scale"] <= noisy:
                 continue
             way = {**chosen, **found}
-            if options["max_memory"] and not _fits(program, way, network):
-                large = large or way
+            if options["max_memory"] and (size := _server(program, way, network)) > options["max_memory"]:
+                large.append((size, way))
                 continue
             try:
                 return _precise(way, program, network, vectors)
             except UnsupportedError as error:
                 lack, noisy = error, found["scale"]
-        if large and large["scale"] > noisy:  # may do with fewer rotation keys
-            return _precise(large, program, network, vectors)
+        if large := [each for each in large if each[1]["scale"] > noisy]:
+            smallest = min(large, key=lambda each: each[0])[1]  # which may do with fewer rotation keys
+            return _precise(smallest, program, network, vectors)
         if noisy:
             break
     raise lack
 
 
-def _fits(program: Program, options: Mapping[str, Any], network: Network) -> bool:
-    """Whether a server with all rotation keys, and few plaintexts, takes no more than the option max_memory."""
-    most: float = options["max_memory"] * 2**30
-    return sizes(build(program, options, network).levelled, ahead=False).server <= most
+def _server(program: Program, options: Mapping[str, Any], network: Network) -> float:
+    """GiB that a server with all rotation keys holds, and with few plaintexts."""
+    return sizes(build(program, options, network).levelled, ahead=False).server / 2**30
 
 
 def _packed(program: Program, options: Mapping[str, Any]) -> Network:
