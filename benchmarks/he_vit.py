@@ -106,7 +106,7 @@ def measure(name: str, samples: int, batch: int, options: Mapping[str, Any]) -> 
         "network": network.file,
         **planned,
         **counts,
-        "bootstraps": bootstraps,
+        "places to bootstrap": bootstraps,
         "batch": batch,
         "samples": len(images),
         "seconds a query": float(np.median(seconds)),
