@@ -21,24 +21,35 @@ NUMBERS = np.random.default_rng(0).uniform(-1, 1, DEGREE // 2)
 Runs = Mapping[str, Callable[[], Any]]
 
 
+def material(seal: Any, scheme: Any, level: Any, element: int) -> tuple[Any, Any, Any, Any, Any]:
+    """Evaluator, encoder, encryptor, and keys of relinearisation and of one rotation, of either package.
+
+    Args:
+        scheme, level: CKKS and 128 bits, in the package's names.
+        element: what the package calls the rotation by one step.
+    """
+    parameters = seal.EncryptionParameters(scheme)
+    parameters.set_poly_modulus_degree(DEGREE)
+    parameters.set_coeff_modulus(seal.CoeffModulus.Create(DEGREE, BITS))
+    context = seal.SEALContext(parameters, True, level)
+    generator = seal.KeyGenerator(context)
+    relinearisation, rotation, public = seal.RelinKeys(), seal.GaloisKeys(), seal.PublicKey()
+    generator.create_relin_keys(relinearisation)
+    generator.create_galois_keys([element], rotation)
+    generator.create_public_key(public)
+    encryptor = seal.Encryptor(context, public)
+    return seal.Evaluator(context), seal.CKKSEncoder(context), encryptor, relinearisation, rotation
+
+
 def seal_python() -> Runs:
     """The package `seal` of seal-python (MIT)."""
     import seal
 
-    parameters = seal.EncryptionParameters(seal.scheme_type.ckks)
-    parameters.set_poly_modulus_degree(DEGREE)
-    parameters.set_coeff_modulus(seal.CoeffModulus.Create(DEGREE, BITS))
-    context = seal.SEALContext(parameters, True, seal.sec_level_type.tc128)
-    generator, evaluator, encoder = (
-        seal.KeyGenerator(context),
-        seal.Evaluator(context),
-        seal.CKKSEncoder(context),
+    evaluator, encoder, encryptor, relinearisation, rotation = material(
+        seal, seal.scheme_type.ckks, seal.sec_level_type.tc128, 1
     )
-    relinearisation, rotation = seal.RelinKeys(), seal.GaloisKeys()
-    generator.create_relin_keys(relinearisation)
-    generator.create_galois_keys([1], rotation)
     plain = encoder.encode(NUMBERS, SCALE)
-    x = seal.Encryptor(context, generator.secret_key()).encrypt_symmetric(plain)
+    x = encryptor.encrypt(plain)
     square = evaluator.square(x)
     return {
         "encode": lambda: encoder.encode(NUMBERS, SCALE),
@@ -55,22 +66,15 @@ def sealapi() -> Runs:
     """`tenseal.sealapi` (Apache-2.0)."""
     import tenseal.sealapi as seal
 
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.set_poly_modulus_degree(DEGREE)
-    parameters.set_coeff_modulus(seal.CoeffModulus.Create(DEGREE, BITS))
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    generator, evaluator, encoder = (
-        seal.KeyGenerator(context),
-        seal.Evaluator(context),
-        seal.CKKSEncoder(context),
+    evaluator, encoder, encryptor, relinearisation, rotation = material(
+        seal,
+        seal.SCHEME_TYPE.CKKS,
+        seal.SEC_LEVEL_TYPE.TC128,
+        3,  # 3^1: the automorphism of one step
     )
-    relinearisation, rotation, public = seal.RelinKeys(), seal.GaloisKeys(), seal.PublicKey()
-    generator.create_relin_keys(relinearisation)
-    generator.create_galois_keys([3], rotation)  # 3^1: the automorphism of one step
-    generator.create_public_key(public)
     plain, x, square, out = seal.Plaintext(), seal.Ciphertext(), seal.Ciphertext(), seal.Ciphertext()
     encoder.encode(NUMBERS.tolist(), SCALE, plain)
-    seal.Encryptor(context, public).encrypt(plain, x)
+    encryptor.encrypt(plain, x)
     evaluator.square(x, square)
 
     def stored() -> bytes:

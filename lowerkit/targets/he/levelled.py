@@ -237,7 +237,7 @@ class _Lowering:
             while self.out.ops[y].level > level + 1:
                 y = self.emit("mod_switch", (y,), self.out.ops[y].level - 1, op.scale)
             above = level + 1
-            factor = self.chain.scales[level] * self.chain.primes[above] / op.scale
+            factor = self.chain.plain_scale(above, op.scale)
             y = self.emit("mul_plain", (y,), above, op.scale * factor, plain_scale=factor)
             self._lowered[x, level] = self.rest(y)
         return self._lowered[x, level]

@@ -107,9 +107,12 @@ def plan(
                 raise
             lacks.append(f"{degree}: " + error.reason.removeprefix("target 'he': "))
             continue
-        planned = build(program, chosen)
-        found.append((estimated(planned.levelled), chosen))
-        if all(len(parts) == 1 for parts in planned.network.tensors.values()):
+        network = _packed(program, chosen)
+        whole = all(len(parts) == 1 for parts in network.tensors.values())
+        if whole and not found:
+            return chosen
+        found.append((estimated(build(program, chosen, network).levelled), chosen))
+        if whole:
             break
     if found:
         return min(found, key=lambda each: each[0])[1]
@@ -227,7 +230,7 @@ def _with_bootstrapping(
             lack = error
             continue
         vectors = [vectors_of(network, sample) for sample in samples]
-        few = pack(program, slots, options["packing"])
+        few = _few(program, chosen)
         known = bootstrapping.places(few, [vectors_of(few, sample) for sample in samples])
         large: list[tuple[float, dict[str, Any]]] = []
         for found in bootstrapping.placed(known, chosen, available):
@@ -258,8 +261,13 @@ def _packed(program: Program, options: Mapping[str, Any]) -> Network:
     slots = options["ring"] // 2
     if not options["refresh"]:
         return pack(program, slots, options["packing"], options["parts"])
-    few = pack(program, min(options["refresh"], slots), options["packing"], options["parts"])
-    return bootstrapping.widened(few, slots)
+    return bootstrapping.widened(_few(program, options), slots)
+
+
+def _few(program: Program, options: Mapping[str, Any]) -> Network:
+    """The program in vectors of as many slots as bootstrapping keeps."""
+    slots = min(options["refresh"], options["ring"] // 2)
+    return pack(program, slots, options["packing"], options["parts"])
 
 
 def _precise(

@@ -190,7 +190,7 @@ def _read_through(program: Program) -> dict[str, sparse.csr_array]:
     sums are left out: they cost no level, and their projections would.
     """
     found: dict[str, sparse.csr_array] = {}
-    live = {name for step in _live(program, {s.name: s for s in program.steps}).steps for name in [step.name]}
+    live = {step.name for step in _live(program, {s.name: s for s in program.steps}).steps}
     for step in reversed(program.steps):
         if not isinstance(step, Affine) or step.name in program.outputs or common_factor(step) is not None:
             continue

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
+from lowerkit.targets.he.packing.layout import power_of_two
 from lowerkit.targets.he.program import Affine, Input, Polynomial, Product, Program, Step
 
 
@@ -84,17 +85,13 @@ def _frame(step: Product, slots: int) -> np.ndarray:
     """Parts of a product of matrices whose axes, each padded to a power of two, fit into the slots."""
     lengths = list(step.axes)
     for axis in range(len(lengths)):
-        while lengths[axis] > 1 and math.prod(_padded(n) for n in lengths) > slots:
-            lengths[axis] = _padded(lengths[axis]) // 2
+        while lengths[axis] > 1 and math.prod(power_of_two(n) for n in lengths) > slots:
+            lengths[axis] = power_of_two(lengths[axis]) // 2
     index = np.indices(step.axes).reshape(len(lengths), -1)
     chunk = [part // length for part, length in zip(index, lengths, strict=True)]
     counts = [-(-n // length) for n, length in zip(step.axes, lengths, strict=True)]
     found: np.ndarray = np.ravel_multi_index(chunk, counts)
     return found
-
-
-def _padded(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def _wanted(program: Program, step: Affine, frames: Mapping[str, np.ndarray]) -> np.ndarray | None:
