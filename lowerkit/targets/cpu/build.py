@@ -11,6 +11,7 @@ from tvm import relax
 
 from lowerkit.errors import ToolError
 from lowerkit.targets.cpu.kernels import packed
+from lowerkit.targets.cpu.layout import ChannelsLast
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
 
 
@@ -44,6 +45,7 @@ def _pipeline(cpu: str) -> tvm.transform.Pass:
     t = relax.transform
     return tvm.transform.Sequential(
         [
+            ChannelsLast(cpu),
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
             t.LegalizeOps(packed.legalizations()),
