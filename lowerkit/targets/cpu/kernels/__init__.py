@@ -6,6 +6,7 @@ from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_softmax
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
+from lowerkit.targets.cpu.kernels.hard_swish import hard_swish
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
 from lowerkit.targets.cpu.kernels.softmax_topk import online_softmax_topk
@@ -14,6 +15,7 @@ from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 #: Operator -> its kernel. Standard names override TVM's front end; the others are of the domain `lowerkit`.
 CONVERTERS: dict[str, Converter] = {
     "Gather": gather,
+    "HardSwish": hard_swish,
     "LayerNormalization": layer_normalization,
     "OnlineSoftmax": online_softmax,
     "OnlineSoftmaxTopK": online_softmax_topk,
