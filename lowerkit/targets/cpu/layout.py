@@ -94,7 +94,11 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
     def _twin_of(self, variable: relax.Var, call: relax.Call) -> relax.Expr | None:
         """What the twin of `variable` is, where `call` has one."""
         name = getattr(call.op, "name", None)
-        if _shape(call) is None or not call.args or _shape(call.args[0]) is None:
+        if _shape(call) is None or not call.args:
+            return None
+        if name == "relax.concat":
+            return self._concat(call)
+        if _shape(call.args[0]) is None:
             return None
         if name in _RESHAPES:
             return self._reshape(variable, call)
@@ -104,8 +108,10 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             return self._conv2d(call)
         if name == "relax.nn.conv2d_transpose":
             return self._conv2d_transpose(call)
-        if name == "relax.concat":
-            return None
+        if name == "relax.strided_slice":
+            return self._slice(call)
+        if name == "relax.image.resize2d":
+            return self._resize(call)
         if name in _POOLS:
             return self._pool(call, _POOLS[name])
         if name in _REDUCTIONS:
@@ -116,7 +122,9 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
 
     def _elementwise(self, call: relax.Call) -> relax.Expr | None:
         shape = _shape(call)
-        if not any(arg in self.twins and _shape(arg) == shape for arg in call.args if isinstance(arg, relax.Var)):
+        if not any(
+            arg in self.twins and _shape(arg) == shape for arg in call.args if isinstance(arg, relax.Var)
+        ):
             return None
         args = [self._follow(arg, len(shape)) if _shape(arg) is not None else arg for arg in call.args]
         return relax.Call(call.op, args, call.attrs)
@@ -185,9 +193,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         if groups != 1:
             return conv2d_by_channel(self.builder_, self._follow(x, 4), weight, window)
         if weight.shape[1] < self.lanes and x not in self.twins:
-            return conv2d(
-                self.builder_, self.visit_expr(x), weight, window, self.lanes, channels_first=True
-            )
+            return conv2d(self.builder_, self.visit_expr(x), weight, window, self.lanes, channels_first=True)
         return conv2d(self.builder_, self._follow(x, 4), weight, window, self.lanes)
 
     def _conv2d_transpose(self, call: relax.Call) -> relax.Expr | None:
@@ -232,6 +238,41 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             return None
         reduce = {"relax.mean": relax.op.mean, "relax.sum": relax.op.sum, "relax.max": relax.op.max}
         return reduce.get(call.op.name, relax.op.min)(self.twins[x], [axis - 1 for axis in axes], True)
+
+    def _concat(self, call: relax.Call) -> relax.Expr | None:
+        """One of values that all have twins."""
+        parts, rank = call.args[0], len(_shape(call))
+        fields = list(parts.fields) if isinstance(parts, relax.Tuple) else []
+        if not fields or not all(isinstance(x, relax.Var) and x in self.twins for x in fields):
+            return None
+        axis = last(rank).index(int(call.attrs.axis) % rank)
+        return relax.op.concat([self.twins[x] for x in fields], axis)
+
+    def _slice(self, call: relax.Call) -> relax.Expr | None:
+        x, axes, *rest = call.args
+        if x not in self.twins:
+            return None
+        rank = len(_shape(x))
+        moved = [tirx.IntImm(axis.ty, last(rank).index(int(axis) % rank)) for axis in axes.fields]
+        return relax.Call(call.op, [self.twins[x], relax.Tuple(moved), *rest], call.attrs)
+
+    def _resize(self, call: relax.Call) -> relax.Expr | None:
+        x, size = call.args
+        attrs = call.attrs
+        if x not in self.twins or attrs.layout != "NCHW" or any(float(part) for part in attrs.roi):
+            return None
+        return relax.op.image.resize2d(
+            self.twins[x],
+            size,
+            None,
+            "NHWC",
+            attrs.method,
+            attrs.coordinate_transformation_mode,
+            attrs.rounding_method,
+            attrs.cubic_alpha,
+            attrs.cubic_exclude,
+            attrs.extrapolation_value,
+        )
 
     def _moved(self, value: relax.Expr, axes: Sequence[int]) -> relax.Expr:
         """`value` with its axes permuted, as a view where that moves no number."""
