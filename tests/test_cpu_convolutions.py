@@ -34,7 +34,7 @@ def convolved(x: np.ndarray, w: np.ndarray, a: dict[str, Any]) -> np.ndarray:
     group, (sh, sw), (dh, dw) = a.get("group", 1), a.get("strides", (1, 1)), a.get("dilations", (1, 1))
     top, left, bottom, right = a.get("pads", (0, 0, 0, 0))
     x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
-    (n, c, h, width), (o, depth, kh, kw) = x.shape, w.shape
+    (n, _, h, width), (o, depth, kh, kw) = x.shape, w.shape
     oh, ow = (h - (kh - 1) * dh - 1) // sh + 1, (width - (kw - 1) * dw - 1) // sw + 1
     y = np.zeros((n, group, o // group, oh, ow))
     by_group = w.astype(np.float64).reshape(group, o // group, depth, kh, kw)
@@ -192,9 +192,8 @@ def chain(channels: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     return nodes, constants
 
 
-@pytest.mark.parametrize("channels", [7, 16])
-def test_what_lies_between_convolutions(channels: int, tmp_path: Path) -> None:
-    nodes, constants = chain(channels)
+def test_what_lies_between_convolutions(tmp_path: Path) -> None:
+    nodes, constants = chain(7)
     x = {"x": normal(1, 3, 16, 12)}
     # Values within the chain are outputs too: both orders of them exist then.
     outputs = ["total", "flat", "residual", "joined", "last"]
