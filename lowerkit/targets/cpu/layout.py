@@ -89,7 +89,16 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             if twin is not None:
                 self.twins[variable] = self.builder_.emit(twin)
                 return
+            if self._asks_for_twin(call):
+                binding = relax.VarBinding(variable, self.twins[call.args[0]])
         super().visit_var_binding_(binding)
+
+    def _asks_for_twin(self, call: relax.Call) -> bool:
+        """Whether `call` moves the channels of a value to the end, where that is known already."""
+        if getattr(call.op, "name", "") != "relax.permute_dims" or call.attrs.axes is None:
+            return False
+        axes, arg = [int(axis) for axis in call.attrs.axes], call.args[0]
+        return isinstance(arg, relax.Var) and arg in self.twins and axes == last(len(axes))
 
     def visit_dataflow_var_(self, variable: relax.Var) -> relax.Expr:
         """The value in its original order."""
@@ -178,7 +187,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         axes = [int(axis) for axis in call.attrs.axes]
         if axes == first(rank):
             return self.visit_expr(arg)
-        if not isinstance(arg, relax.Var) or arg not in self.twins:
+        if not isinstance(arg, relax.Var) or arg not in self.twins or axes == last(rank):
             return None
         return relax.op.permute_dims(self.twins[arg], [first(rank)[axes[axis]] for axis in last(rank)])
 

@@ -26,7 +26,14 @@ class CpuTarget(Target):
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "poly-exp", "gelu": "poly", "norm": "keep"}
     expands = frozenset({"Attention"})
     native = frozenset(
-        {"OnlineSoftmax", "OnlineSoftmaxTopK", "PolySoftmax", "TwoPassSoftmax", "UnifiedMaxSoftmax"}
+        {
+            "ConvBf16",
+            "OnlineSoftmax",
+            "OnlineSoftmaxTopK",
+            "PolySoftmax",
+            "TwoPassSoftmax",
+            "UnifiedMaxSoftmax",
+        }
     )
     options: ClassVar[Mapping[str, Any]] = {"cpu": features.default_cpu(), "threads": 0}
 
