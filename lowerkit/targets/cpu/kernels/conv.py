@@ -20,6 +20,8 @@ from tvm.ir import Expr
 #: Blocks of a convolution that sums over input channels, of one by channel, and of a transposed one.
 PANELS, BY_CHANNEL, PHASES = "conv_panels", "conv_by_channel", "conv_phases"
 PADDED, CUT = "conv_padded", "conv_cut"
+#: Rows of a result times rows of a kernel by channel, up to which each pair is treated apart.
+_LOW = 16
 #: Cycles before a sum may be added to again, and a little for what does not start in time.
 _LATENCY = 4.3
 
@@ -117,16 +119,23 @@ def conv2d_by_channel(
     height, width = window.output(h, w)
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
 
+    # In a low image many taps lie above or below it: they are left out, where rows are few enough to be unrolled.
+    low = height * kh <= _LOW
+    top, left, bottom, right = window.padding
+
     def compute(data: te.Tensor, taps: te.Tensor) -> te.Tensor:
-        source = padded(data, window.padding)
+        source = padded(data, (0, left, 0, right) if low else window.padding)
         r, s = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")
-        return te.compute(
-            (n, height, width, channels),
-            lambda b, i, j, c: te.sum(
-                source[b, i * sh + r * dh, j * sw + s * dw, c] * taps[r, s, c], axis=[r, s]
-            ),
-            name=BY_CHANNEL,
-        )
+
+        def product(b: Expr, i: Expr, j: Expr, c: Expr) -> Expr:
+            row, column = i * sh + r * dh, j * sw + s * dw
+            if not low:
+                return te.sum(source[b, row, column, c] * taps[r, s, c], axis=[r, s])
+            inside = tirx.all(row >= top, row < top + h)
+            value = source[b, row - top, column, c] * taps[r, s, c]
+            return te.sum(tirx.if_then_else(inside, value, tirx.const(0.0, "float32")), axis=[r, s])
+
+        return te.compute((n, height, width, channels), product, name=BY_CHANNEL, attrs={"low": low})
 
     taps = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))
     return call(bb, compute, x, taps, "conv2d_by_channel")

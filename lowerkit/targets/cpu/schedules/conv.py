@@ -117,15 +117,21 @@ def _schedule_by_channel(
     image, row, column, channel = schedule.get_loops(after[-1])
     columns, pixel = schedule.split(column, [None, pixels])
     panels, vector, lane = _split_channels(schedule, channel, shape[3], vectors, width)
-    bands, line = schedule.split(row, [None, _band(schedule, before, shape[1], vectors * width)])
-    schedule.reorder(image, panels, bands, line, columns, pixel, vector, lane)
-    _into_registers(schedule, [conv, *after[:-1]], columns, vectors, width)
+    low = bool(schedule.get(conv).annotations["low"])
+    band = shape[1] if low else _band(schedule, before, shape[1], vectors * width)
+    bands, line = schedule.split(row, [None, band])
+    if low:
+        schedule.reorder(image, panels, bands, columns, line, pixel, vector, lane)
+        schedule.unroll(line)
+    else:
+        schedule.reorder(image, panels, bands, line, columns, pixel, vector, lane)
+    _into_registers(schedule, [conv, *after[:-1]], line if low else columns, vectors, width)
     _unroll(schedule, [pixel, vector, lane])
     for block in before:
         # A band of padded rows stays in cache.
         schedule.compute_at(block, bands, preserve_unit_loops=True)
         schedule.vectorize(schedule.get_loops(block)[-1])
-    if math.prod(_reduction(schedule, conv)) * pixels * vectors <= _UNROLLED:
+    if low or math.prod(_reduction(schedule, conv)) * pixels * vectors <= _UNROLLED:
         for loop in _reduced_loops(schedule, conv):
             schedule.unroll(loop)
     if parallel:
