@@ -41,24 +41,22 @@ class CpuTarget(Target):
         directory: Path,
         progress: Progress | None = None,
     ) -> Mapping[str, Any]:
-        """Write `model.so`, TVM's runtime library, `runtime.json` and `run.py`; changes `model`."""
+        """Write `model.so`, `lowerkit.h`, `example.c`, `runtime.json` and `run.py`; changes `model`."""
         cpu, threads = _checked(options)
-        flags = features.required_flags(cpu)
+        flags = features.level(cpu).flags
         # TVM takes seconds to import, and opening an artifact does not need it.
-        import tvm.libinfo
-
-        from lowerkit.targets.cpu.build import build_library
+        from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
         from lowerkit.targets.cpu.kernels import CONVERTERS
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
         module = import_model(model, CONVERTERS)
-        build_library(module, cpu, directory / runner.LIBRARY)
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}
             for name, (shape, dtype) in zip(names, output_types(module), strict=True)
         ]
+        sizes = build_library(module, cpu, directory / runner.LIBRARY, inputs, outputs)
         metadata = {
             "inputs": inputs,
             "outputs": outputs,
@@ -66,16 +64,17 @@ class CpuTarget(Target):
             "cpu": cpu,
             "flags": list(flags),
             "threads": threads,
+            "bytes": sizes,
             "tvm": importlib.metadata.version("apache-tvm"),
-            "tvm_ffi": importlib.metadata.version("apache-tvm-ffi"),
         }
-        shutil.copyfile(tvm.libinfo.find_libtvm_runtime(), directory / runner.RUNTIME)
+        for name in PUBLIC:
+            shutil.copyfile(RUNTIME / name, directory / name)
         shutil.copyfile(runner.__file__, directory / "run.py")
         (directory / runner.METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         return options
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
-        """A runner that needs numpy and `apache-tvm-ffi`; only `threads` of the options matters here."""
+        """A runner that needs numpy alone; only `threads` of the options matters here."""
         return runner.CpuRunner(directory, _checked(options)[1])
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:
