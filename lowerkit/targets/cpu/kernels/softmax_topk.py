@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from lowerkit.targets.cpu.kernels.exact_softmax import online_pairs, polynomial
+from lowerkit.targets.cpu.kernels.exact_softmax import exact_coefficients, online_pairs
 from lowerkit.targets.cpu.kernels.softmax_rows import exponential, from_rows, to_rows
 
 
@@ -34,7 +34,7 @@ def online_softmax_topk(
     def weights(logits: te.Tensor, pairs: te.Tensor) -> te.Tensor:
         return te.compute(
             logits.shape,
-            lambda i, j: exponential(logits[i, j] - pairs[i, 0], polynomial()) / pairs[i, 1],
+            lambda i, j: exponential(logits[i, j] - pairs[i, 0], exact_coefficients()) / pairs[i, 1],
             name="weights",
         )
 
