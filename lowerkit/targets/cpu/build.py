@@ -10,7 +10,10 @@ import tvm
 from tvm import relax
 
 from lowerkit.errors import ToolError
+from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels import packed
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
+from lowerkit.targets.cpu.kernels.gemm.operators import matmul
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
 
 
@@ -22,7 +25,7 @@ def build_library(module: tvm.IRModule, cpu: str, path: Path) -> None:
     linker = shutil.which("g++")
     if linker is None:
         raise ToolError("no g++ to link the library with", hint="install it: apt-get install g++")
-    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})
+    target = tvm.target.Target(features.llvm_target(cpu))
 
     def link(output: str, objects: list[str], **_: object) -> None:
         # -s leaves out the symbol table, which is not needed and holds names of temporary files.
@@ -46,7 +49,7 @@ def _pipeline(cpu: str) -> tvm.transform.Pass:
         [
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
-            t.LegalizeOps(packed.legalizations()),
+            t.LegalizeOps({**packed.legalizations(), "relax.matmul": matmul(machine(cpu))}),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
             t.FuseOps(),
