@@ -6,12 +6,13 @@ from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_softmax
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
+from lowerkit.targets.cpu.kernels.gemm import machine, operators
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
 from lowerkit.targets.cpu.kernels.softmax_topk import online_softmax_topk
 from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 
-#: Operator -> its kernel. Standard names override TVM's front end; the others are of the domain `lowerkit`.
+#: Operator -> its kernel, for every processor. Standard names override TVM's front end; the others are of the domain `lowerkit`.
 CONVERTERS: dict[str, Converter] = {
     "Gather": gather,
     "LayerNormalization": layer_normalization,
@@ -23,3 +24,8 @@ CONVERTERS: dict[str, Converter] = {
     "TwoPassSoftmax": two_pass_softmax,
     "UnifiedMaxSoftmax": unified_max_softmax,
 }
+
+
+def converters(cpu: str) -> dict[str, Converter]:
+    """All kernels, those of matrix products for processor `cpu`."""
+    return {**CONVERTERS, **operators.converters(machine.machine(cpu))}

@@ -111,7 +111,7 @@ def converters(machine: Machine) -> dict[str, Converter]:
         return bb.normalize(relax.op.multiply(product(bb, machine, "weight-int8", x, weight), scale))
 
     def weight_int4(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:
-        x, weight, scale = inputs[0], _array(inputs[1]).astype(np.int8), _array(inputs[2])
+        x, weight, scale = inputs[0], _array(inputs[1]), _array(inputs[2])
         return product(bb, machine, "weight-int4", x, weight, scale)
 
     def int8(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:

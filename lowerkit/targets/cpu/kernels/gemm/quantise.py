@@ -30,16 +30,17 @@ def quantise_rows(
         Rows for `dot` [..., K in whole steps], scales float32 [..., 1] and zeros int32 [..., 1]. A row that is not
         finite has the scale NaN.
     """
-    shape = [int(dim) for dim in x.ty.shape]
-    padded = _padded(dot, shape[-1])
-    function = bb.add_func(_rows_function(shape, padded, _dtype(dot), lanes), "quantise_rows")
-    rows = [*shape[:-1], 1]
-    types = [
-        relax.TensorType([*shape[:-1], padded], _dtype(dot)),
-        relax.TensorType(rows, "float32"),
-        relax.TensorType(rows, "int32"),
-    ]
-    out = bb.emit(relax.call_tir(function, [x], types))
+    *lead, depth = (int(dim) for dim in x.ty.shape)
+    padded = _padded(dot, depth)
+
+    def quantised(data: te.Tensor) -> list[te.Tensor]:
+        def body(inputs: list[tirx.Var], outputs: list[tirx.Var]) -> tirx.Stmt:
+            return _loop_over_rows(inputs[0], *outputs, lanes)
+
+        shapes, types = [(*lead, padded), (*lead, 1), (*lead, 1)], [_dtype(dot), "float32", "int32"]
+        return list(te.extern(shapes, [data], body, dtype=types, name="quantise_rows"))
+
+    out = bb.emit_te(quantised, x, primfunc_name_hint="quantise_rows", primfunc_attrs={"op_pattern": 8})
     q, scale, zero = (bb.emit(relax.TupleGetItem(out, i)) for i in range(3))
     return q, scale, zero
 
@@ -77,13 +78,10 @@ def _clipped(value: Expr, lanes: int) -> Expr:
     return tirx.min(tirx.max(value, low), high)
 
 
-def _rows_function(shape: list[int], padded: int, dtype: str, lanes: int) -> tirx.PrimFunc:
-    *lead, depth = shape
+def _loop_over_rows(x: tirx.Var, q: tirx.Var, scale: tirx.Var, zero: tirx.Var, lanes: int) -> tirx.Stmt:
+    *lead, depth = (int(dim) for dim in x.shape)
+    padded, dtype = int(q.shape[-1]), str(q.dtype)
     rows = math.prod(lead)
-    x = tirx.decl_buffer(shape, "float32", "x")
-    q = tirx.decl_buffer([*lead, padded], dtype, "q")
-    scale = tirx.decl_buffer([*lead, 1], "float32", "scale")
-    zero = tirx.decl_buffer([*lead, 1], "int32", "zero")
     row = tirx.Var("row", "int64")
     place = row_indices(lead, row)
     low, high, largest = (
@@ -133,7 +131,7 @@ def _rows_function(shape: list[int], padded: int, dtype: str, lanes: int) -> tir
         return tirx.BufferLoad(x, [*place, k])
 
     step = (at(high) - at(low)) / tirx.const(255.0, "float32")
-    step = tirx.Select(at(high) == at(low), tirx.const(1.0, "float32"), step)
+    step = tirx.Select(step == tirx.const(0.0, "float32"), tirx.const(1.0, "float32"), step)
     step = tirx.Select(
         at(largest) < tirx.const(_INFINITE, "int32"), step, tirx.const(float("nan"), "float32")
     )
@@ -160,6 +158,4 @@ def _rows_function(shape: list[int], padded: int, dtype: str, lanes: int) -> tir
     ]
     parallel = rows > 1 and rows * depth >= _PARALLEL_FROM
     kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
-    loop = tirx.For(row, const(0), const(rows), kind, sequence(body))
-    function = tirx.PrimFunc([x, q, scale, zero], loop)
-    return function.with_attr({"tirx.noalias": True, "op_pattern": 8})
+    return tirx.For(row, const(0), const(rows), kind, sequence(body))
