@@ -25,7 +25,7 @@ from tvm import relax, tirx
 from benchmarks.tables import Column, rich_table
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels.gemm.machine import machine
-from lowerkit.targets.cpu.kernels.gemm.microkernel import ramp, splat
+from lowerkit.targets.cpu.kernels.gemm.expressions import ramp, splat
 from lowerkit.targets.cpu.kernels.gemm.operators import converters, matmul
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
 

@@ -15,6 +15,8 @@ import numpy as np
 from tvm import tirx
 from tvm.ir import Expr
 
+from lowerkit.targets.cpu.kernels.gemm.expressions import ramp, splat
+
 #: Reads the element of the left operand's row at a position along the reduction.
 Row = Callable[[Expr], Expr]
 #: Reads so many elements of the right operand, those of one vector of columns in one step.
@@ -41,19 +43,17 @@ class Dot:
     padded: bool = False
     llvm: str = ""
 
-    def left(self, row: Row, k: Expr, count: int, lanes: int) -> list[Expr]:
-        """`count` <= step elements of a row from `k` on, each in all lanes."""
-        return [tirx.Broadcast(row(k + i), lanes) for i in range(count)]
+    def left(self, row: Row, k: Expr, lanes: int) -> Expr:
+        """The row's element `k` in all lanes."""
+        return splat(row(k), lanes)
 
     def right(self, load: Load, lanes: int) -> list[Expr]:
-        """One vector for each that `left` gives of a whole step."""
+        """The vectors that a step multiplies, one after the other, with what `left` gives."""
         return [load(lanes)]
 
-    def accumulate(self, total: Expr, left: list[Expr], right: list[Expr]) -> Expr:
-        """`total` with the products of a step added; of a cut step `left` has fewer elements."""
-        for a, b in zip(left, right, strict=False):
-            total = total + a * b
-        return total
+    def accumulate(self, total: Expr, left: Expr, right: Expr) -> Expr:
+        """`total` with the products of two vectors added."""
+        return total + left * right
 
     def store(self, weight: np.ndarray) -> np.ndarray:
         """Weights [steps, step, N] -> what the panels hold of them, [steps, N, stored]."""
@@ -83,7 +83,7 @@ class Nibbles(Dot):
 
     def right(self, load: Load, lanes: int) -> list[Expr]:
         pair = load(lanes).astype(f"int32x{lanes}")
-        four, low = (tirx.Broadcast(tirx.const(n, "int32"), lanes) for n in (4, 28))
+        four, low = (splat(tirx.const(n, "int32"), lanes) for n in (4, 28))
         return [x.astype(f"float32x{lanes}") for x in ((pair << low) >> low, pair >> four)]
 
     def store(self, weight: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ class Bfloat16(Dot):
 
     def right(self, load: Load, lanes: int) -> list[Expr]:
         pair = tirx.reinterpret(f"uint32x{lanes}", load(2 * lanes))
-        sixteen, high = (tirx.Broadcast(tirx.const(n, "uint32"), lanes) for n in (16, 0xFFFF0000))
+        sixteen, high = (splat(tirx.const(n, "uint32"), lanes) for n in (16, 0xFFFF0000))
         return [tirx.reinterpret(f"float32x{lanes}", x) for x in (pair << sixteen, pair & high)]
 
     def element(self, panels: Callable[[Expr], Expr], at: Expr, k: Expr) -> Expr:
@@ -136,15 +136,14 @@ class Instruction(Dot):
     row: str = "int16"
     function: str = field(default="", kw_only=True)
 
-    def left(self, row: Row, k: Expr, count: int, lanes: int) -> list[Expr]:
-        elements = row(tirx.Ramp(k, tirx.const(1, k.ty.dtype), self.step))
-        return [tirx.Broadcast(tirx.reinterpret("int32", elements), lanes)]
+    def left(self, row: Row, k: Expr, lanes: int) -> Expr:
+        return splat(tirx.reinterpret("int32", row(ramp(k, self.step))), lanes)
 
     def right(self, load: Load, lanes: int) -> list[Expr]:
         return [tirx.reinterpret(f"int32x{lanes}", load(self.step * lanes))]
 
-    def accumulate(self, total: Expr, left: list[Expr], right: list[Expr]) -> Expr:
-        return tirx.call_pure_extern(str(total.ty.dtype), self.function, total, left[0], right[0])
+    def accumulate(self, total: Expr, left: Expr, right: Expr) -> Expr:
+        return tirx.call_pure_extern(str(total.ty.dtype), self.function, total, left, right)
 
     def element(self, panels: Callable[[Expr], Expr], at: Expr, k: Expr) -> Expr:
         stored = panels(at + k)

@@ -10,7 +10,7 @@ from tvm import s_tir, tirx
 from tvm.ir import Expr, TensorLoad
 from tvm_ffi import structural_mutate, structural_walk
 
-from lowerkit.targets.cpu.kernels.gemm.microkernel import on_stack, sequence
+from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, sequence
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, is_reduction, leaf_blocks
 
 #: Beyond so many nodes the operators run in a loop over the rows of the tile, which is in cache, rather than once

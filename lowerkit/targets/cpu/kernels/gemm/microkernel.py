@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Load, Row
+from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, sequence, splat
 
 #: Steps of the reduction that the body of its loop holds.
 _UNROLLED = 2
@@ -73,6 +74,7 @@ def reduction(
     length = depth // groups
     whole, rest = divmod(length, dot.step)
     steps = whole + bool(rest)
+    parts = len(dot.right(right(0, tirx.const(0, tile.index)), tile.lanes[0]))
 
     def step(group: Expr, number: Expr, count: int) -> list[tirx.Stmt]:
         out: list[tirx.Stmt] = []
@@ -85,16 +87,14 @@ def reduction(
         vectors = []
         for j, lanes in enumerate(tile.lanes):
             values = dot.right(right(j, group * steps + number), lanes)
-            if scale is not None:
-                values = [value * factors[j] for value in values]
-            vectors.append([bound(value, f"b{j}") for value in values])
-        for i in range(tile.rows):
-            k = group * length + number * dot.step
-            widest = [bound(value, f"a{i}") for value in dot.left(left(i), k, count, max(tile.lanes))]
-            for j, lanes in enumerate(tile.lanes):
-                cut = lanes < max(tile.lanes)
-                own = dot.left(left(i), k, count, lanes) if cut else widest
-                out.append(tile.store(i, j, dot.accumulate(tile.load(i, j), own, vectors[j])))
+            vectors.append(values if scale is None else [value * factors[j] for value in values])
+        for part in range(count):
+            k = group * length + number * dot.step + part
+            columns = [bound(vector[part], f"b{j}") for j, vector in enumerate(vectors)]
+            for i in range(tile.rows):
+                of_row = {n: bound(dot.left(left(i), k, n), f"a{i}") for n in dict.fromkeys(tile.lanes)}
+                for j, lanes in enumerate(tile.lanes):
+                    out.append(tile.store(i, j, dot.accumulate(tile.load(i, j), of_row[lanes], columns[j])))
         return out
 
     group, number = tirx.Var("group", tile.index), tirx.Var("step", tile.index)
@@ -108,11 +108,11 @@ def reduction(
             body.append(tirx.Bind(factors[j], value))
     rounds = whole // _UNROLLED
     if rounds:
-        unrolled = [s for u in range(_UNROLLED) for s in step(group, number * _UNROLLED + u, dot.step)]
+        unrolled = [s for u in range(_UNROLLED) for s in step(group, number * _UNROLLED + u, parts)]
         count = tirx.const(rounds, tile.index)
         body.append(tirx.For(number, zero, count, tirx.ForKind.SERIAL, sequence(unrolled)))
     for last in range(rounds * _UNROLLED, steps):
-        body += step(group, tirx.const(last, tile.index), dot.step if last < whole else rest)
+        body += step(group, tirx.const(last, tile.index), parts if last < whole else rest)
     out: list[tirx.Stmt] = [on_stack(tile.buffer)]
     for i in range(tile.rows):
         for j, lanes in enumerate(tile.lanes):
@@ -121,35 +121,3 @@ def reduction(
         return [*out, tirx.Bind(group, zero), *body]
     every = tirx.const(groups, tile.index)
     return [*out, tirx.For(group, zero, every, tirx.ForKind.SERIAL, sequence(body))]
-
-
-def on_stack(buffer: tirx.Var) -> tirx.AllocBuffer:
-    """Memory of a tile's own, which LLVM keeps in registers where it can."""
-    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.const(1, "int32")})
-
-
-def ramp(start: Expr, lanes: int) -> Expr:
-    """The indices of `lanes` elements from `start` on."""
-    return tirx.Ramp(start, tirx.const(1, start.ty.dtype), lanes) if lanes > 1 else start
-
-
-def splat(value: Expr, lanes: int) -> Expr:
-    """`value` in all lanes."""
-    return tirx.Broadcast(value, lanes) if lanes > 1 else value
-
-
-def row_indices(shape: Sequence[int], row: Expr) -> list[Expr]:
-    """The indices into axes of these sizes of `row`, which counts through all of them."""
-    dtype = row.ty.dtype
-    if sum(size > 1 for size in shape) <= 1:
-        return [row if size > 1 else tirx.const(0, dtype) for size in shape]
-    out = []
-    for size in reversed(shape):
-        out.append(tirx.floormod(row, tirx.const(size, dtype)))
-        row = tirx.floordiv(row, tirx.const(size, dtype))
-    return out[::-1]
-
-
-def sequence(statements: Sequence[tirx.Stmt]) -> tirx.Stmt:
-    """The statements, one after the other."""
-    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]

@@ -13,7 +13,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Instruction
-from lowerkit.targets.cpu.kernels.gemm.microkernel import on_stack, ramp, row_indices, splat, sequence
+from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence, splat
 
 #: Elements below which a loop is not worth the start of threads.
 _PARALLEL_FROM = 1 << 16

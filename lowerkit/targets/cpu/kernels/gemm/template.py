@@ -25,7 +25,8 @@ from tvm_ffi import structural_walk
 from lowerkit.targets.cpu.kernels.gemm.dots import Load, Row
 from lowerkit.targets.cpu.kernels.gemm.epilogue import Epilogue
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
-from lowerkit.targets.cpu.kernels.gemm.microkernel import Tile, on_stack, ramp, reduction, row_indices, sequence
+from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence
+from lowerkit.targets.cpu.kernels.gemm.microkernel import Tile, reduction
 from lowerkit.targets.cpu.kernels.gemm.panels import Run, even, layout, tallest
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 
