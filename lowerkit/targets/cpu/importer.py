@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
 import tvm
 from onnx_ir.passes.common import InlinePass
@@ -107,6 +109,12 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: operators are refused one by one, with their names."""
+
+    def _parse_array(self, tensor_proto: onnx.TensorProto) -> tvm.runtime.Tensor:
+        """An initializer; one of int4 as int8, for TVM has no memory for half bytes."""
+        if tensor_proto.data_type == onnx.TensorProto.INT4:
+            return tvm.runtime.tensor(onnx.numpy_helper.to_array(tensor_proto).astype(np.int8))
+        return super()._parse_array(tensor_proto)
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:

@@ -9,6 +9,8 @@ import tvm
 from tvm import s_tir, tirx
 
 from lowerkit.targets.cpu import features
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
+from lowerkit.targets.cpu.kernels.gemm.template import expand
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 from lowerkit.targets.cpu.schedules.contraction import schedule_contraction
 from lowerkit.targets.cpu.schedules.elementwise import schedule_elementwise
@@ -25,6 +27,7 @@ class ScheduleForCpu:
 
     def __init__(self, cpu: str) -> None:
         self.lanes = features.level(cpu).lanes
+        self.machine = machine(cpu)
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """The pass."""
@@ -38,6 +41,9 @@ class ScheduleForCpu:
         return module
 
     def _schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
+        expanded = expand(function, self.machine)
+        if expanded is not None:
+            return expanded
         try:
             function = _narrow(function)
         except NotApplicable:

@@ -26,7 +26,18 @@ class CpuTarget(Target):
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "poly-exp", "gelu": "poly", "norm": "keep"}
     expands = frozenset({"Attention"})
     native = frozenset(
-        {"OnlineSoftmax", "OnlineSoftmaxTopK", "PolySoftmax", "TwoPassSoftmax", "UnifiedMaxSoftmax"}
+        {
+            "MatMulBf16",
+            "MatMulInt8",
+            "MatMulInt8Static",
+            "MatMulWeightInt4",
+            "MatMulWeightInt8",
+            "OnlineSoftmax",
+            "OnlineSoftmaxTopK",
+            "PolySoftmax",
+            "TwoPassSoftmax",
+            "UnifiedMaxSoftmax",
+        }
     )
     options: ClassVar[Mapping[str, Any]] = {"cpu": features.default_cpu(), "threads": 0}
 
@@ -47,11 +58,11 @@ class CpuTarget(Target):
         # TVM takes seconds to import, and opening an artifact does not need it.
         from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
-        from lowerkit.targets.cpu.kernels import CONVERTERS
+        from lowerkit.targets.cpu.kernels import converters
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
-        module = import_model(model, CONVERTERS)
+        module = import_model(model, converters(cpu))
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}
             for name, (shape, dtype) in zip(names, output_types(module), strict=True)
