@@ -21,6 +21,7 @@ from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
 from lowerkit.targets.cpu.kernels import packed
 from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.operators import matmul
+from lowerkit.targets.cpu.layout import ChannelsLast
 from lowerkit.targets.cpu.native import write_object
 from lowerkit.targets.cpu.program import Call, Program, leaves, make_program
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
@@ -155,6 +156,7 @@ def _passes(cpu: str) -> tvm.transform.Pass:
     t = relax.transform
     return tvm.transform.Sequential(
         [
+            ChannelsLast(cpu),
             t.LegalizeOps({**packed.legalizations(), "relax.matmul": matmul(machine(cpu))}),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),

@@ -13,12 +13,13 @@ from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.template import expand
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 from lowerkit.targets.cpu.schedules.contraction import schedule_contraction
+from lowerkit.targets.cpu.schedules.conv import schedule_convolution
 from lowerkit.targets.cpu.schedules.elementwise import schedule_elementwise
 from lowerkit.targets.cpu.schedules.rows import schedule_rows
 
 #: A rule changes a schedule for vectors of so many float32 lanes, or raises NotApplicable or ScheduleError.
 Rule = Callable[[s_tir.Schedule, int], None]
-RULES: tuple[Rule, ...] = (schedule_contraction, schedule_elementwise, schedule_rows)
+RULES: tuple[Rule, ...] = (schedule_convolution, schedule_contraction, schedule_elementwise, schedule_rows)
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleForCpu")

@@ -1,0 +1,238 @@
+"""Images with their channels last: convolutions compute so, and what lies between them follows.
+
+Every value that has such a form is kept as a *twin*, an expression of the same numbers with the second axis moved to
+the end. Elementwise operators, pools, means over the image, concatenations, reshapes of the image and permutations
+of values with twins are computed on the twins; all other operators are given the original order, which is made when
+it is asked for. So axes are moved where a chain of image operators begins and ends, and nowhere within.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from lowerkit.targets.cpu.features import LANES
+from lowerkit.targets.cpu.kernels.conv import Window, conv2d, conv2d_by_channel
+
+#: Operators without attributes whose every element is a function of the same element of their arguments.
+_ELEMENTWISE = frozenset(
+    f"relax.{name}"
+    for name in (
+        "abs add ceil clip cos divide erf exp floor log maximum minimum multiply negative nn.gelu nn.gelu_tanh"
+        " nn.leakyrelu nn.relu nn.silu nn.softplus power round rsqrt sigmoid sin sqrt square subtract tanh"
+    ).split()
+)
+_RESHAPES = frozenset({"relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten"})
+_REDUCTIONS = frozenset({"relax.mean", "relax.sum", "relax.max", "relax.min"})
+_POOLS = {"relax.nn.max_pool2d": relax.op.nn.max_pool2d, "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d}
+
+
+@tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
+class ChannelsLast:
+    """Compute images with their channels last, with kernels for processor `cpu`."""
+
+    def __init__(self, cpu: str) -> None:
+        self.lanes = LANES[cpu]
+
+    def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        """The pass."""
+        rewriter = _Rewriter(module, self.lanes)
+        for variable, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                rewriter.builder_.update_func(variable, rewriter.visit_expr(function))
+        return rewriter.builder_.get()
+
+
+def last(rank: int) -> list[int]:
+    """The permutation that moves the second of `rank` axes to the end."""
+    return [0, *range(2, rank), 1]
+
+
+def first(rank: int) -> list[int]:
+    """The permutation that undoes `last`."""
+    return [0, rank - 1, *range(1, rank - 1)]
+
+
+@mutator
+class _Rewriter(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: tvm.IRModule, lanes: int) -> None:
+        super().__init__(module)
+        self.lanes = lanes
+        #: Variable -> its numbers with the channels last.
+        self.twins: dict[relax.Var, relax.Expr] = {}
+        #: Variable with a twin -> its numbers in the original order, where they have been asked for.
+        self.originals: dict[relax.Var, relax.Expr] = {}
+        #: Variable -> what it is always.
+        self.constants: dict[relax.Var, np.ndarray] = {}
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        """Bind a twin where the operator has a rule and its arguments allow; else the value as it is."""
+        variable, call = binding.var, binding.value
+        # A value that is seen from outside keeps its order.
+        if isinstance(call, tvm.ir.Call) and isinstance(variable, relax.DataflowVar):
+            twin = self._twin_of(variable, call)
+            if twin is not None:
+                self.twins[variable] = self.builder_.emit(twin)
+                return
+        super().visit_var_binding_(binding)
+
+    def visit_dataflow_var_(self, variable: relax.Var) -> relax.Expr:
+        """The value in its original order."""
+        if variable not in self.twins:
+            return super().visit_dataflow_var_(variable)
+        if variable not in self.originals:
+            twin = self.twins[variable]
+            self.originals[variable] = self._moved(twin, first(len(_shape(twin))))
+        return self.originals[variable]
+
+    def _twin_of(self, variable: relax.Var, call: relax.Call) -> relax.Expr | None:
+        """What the twin of `variable` is, where `call` has one."""
+        name = getattr(call.op, "name", None)
+        if _shape(call) is None or not call.args or _shape(call.args[0]) is None:
+            return None
+        if name in _RESHAPES:
+            return self._reshape(variable, call)
+        if name == "relax.permute_dims":
+            return self._permute(call)
+        if name == "relax.nn.conv2d":
+            return self._conv2d(call)
+        if name == "relax.concat":
+            return None
+        if name in _POOLS:
+            return self._pool(call, _POOLS[name])
+        if name in _REDUCTIONS:
+            return self._reduce(call)
+        if name in _ELEMENTWISE:
+            return self._elementwise(call)
+        return None
+
+    def _elementwise(self, call: relax.Call) -> relax.Expr | None:
+        shape = _shape(call)
+        if not any(arg in self.twins and _shape(arg) == shape for arg in call.args if isinstance(arg, relax.Var)):
+            return None
+        args = [self._follow(arg, len(shape)) if _shape(arg) is not None else arg for arg in call.args]
+        return relax.Call(call.op, args, call.attrs)
+
+    def _follow(self, arg: relax.Expr, rank: int) -> relax.Expr:
+        """`arg`, to be broadcast to a value of `rank` axes, with those axes moved alike."""
+        shape = _shape(arg)
+        constant = self._constant(arg)
+        if math.prod(shape) == 1 and len(shape) <= 1:
+            return self.visit_expr(arg)
+        whole = [1] * (rank - len(shape)) + shape
+        if constant is not None:
+            return relax.const(np.ascontiguousarray(constant.reshape(whole).transpose(last(rank))))
+        if arg in self.twins and len(shape) == rank:
+            return self.twins[arg]
+        value = self.visit_expr(arg)
+        if len(shape) < rank:
+            value = self.builder_.emit(relax.op.reshape(value, whole))
+        moved = self._moved(value, last(rank))
+        if len(shape) == rank and isinstance(arg, relax.DataflowVar):
+            self.originals[arg], self.twins[arg] = value, moved
+        return moved
+
+    def _reshape(self, variable: relax.Var, call: relax.Call) -> relax.Expr | None:
+        """One that leaves batch and channels as they are, or for which their order does not matter."""
+        arg, shape = call.args[0], _shape(call)
+        constant = self._constant(arg)
+        if constant is not None:
+            self.constants[variable] = constant.reshape(shape)
+            return None
+        if not isinstance(arg, relax.Var) or arg not in self.twins or len(shape) < 2:
+            return None
+        before = _shape(arg)
+        if len(shape) < 3 or before[:2] != shape[:2]:
+            return None
+        return relax.op.reshape(self.twins[arg], [shape[0], *shape[2:], shape[1]])
+
+    def _permute(self, call: relax.Call) -> relax.Expr | None:
+        """One whose result's twin is its argument, or its argument's twin with the axes permuted otherwise."""
+        arg, rank = call.args[0], len(_shape(call))
+        if call.attrs.axes is None or rank < 3:
+            return None
+        axes = [int(axis) for axis in call.attrs.axes]
+        if axes == first(rank):
+            return self.visit_expr(arg)
+        if not isinstance(arg, relax.Var) or arg not in self.twins:
+            return None
+        return relax.op.permute_dims(self.twins[arg], [first(rank)[axes[axis]] for axis in last(rank)])
+
+    def _conv2d(self, call: relax.Call) -> relax.Expr | None:
+        x, w = call.args
+        attrs, shape, out = call.attrs, _shape(x), _shape(call)
+        weight = self._constant(w)
+        plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW" and attrs.out_layout == "NCHW"
+        groups = int(attrs.groups)
+        if weight is None or out is None or not plain or _dtype(x) != "float32" or 0 in out or 0 in shape:
+            return None
+        if groups != 1 and not groups == weight.shape[0] == shape[1]:
+            return None
+        window = Window(
+            kernel=weight.shape[2:],
+            strides=tuple(int(s) for s in attrs.strides),
+            dilations=tuple(int(d) for d in attrs.dilation),
+            padding=tuple(int(p) for p in attrs.padding),
+        )
+        image = self._follow(x, 4)
+        if groups != 1:
+            return conv2d_by_channel(self.builder_, image, weight, window)
+        return conv2d(self.builder_, image, weight, window, self.lanes)
+
+    def _pool(self, call: relax.Call, pool: Callable[..., relax.Expr]) -> relax.Expr | None:
+        x, attrs = call.args[0], call.attrs
+        if x not in self.twins or attrs.layout != "NCHW" or attrs.out_layout != "NCHW":
+            return None
+        return pool(
+            self.twins[x],
+            attrs.pool_size,
+            attrs.strides,
+            attrs.padding,
+            attrs.dilation,
+            attrs.ceil_mode,
+            attrs.count_include_pad,
+            "NHWC",
+        )
+
+    def _reduce(self, call: relax.Call) -> relax.Expr | None:
+        """Over axes of the image alone, which are kept."""
+        x, attrs = call.args[0], call.attrs
+        if not isinstance(x, relax.Var) or x not in self.twins or attrs.axis is None or not attrs.keepdims:
+            return None
+        rank = len(_shape(x))
+        axes = [int(axis) % rank for axis in attrs.axis]
+        if {0, 1} & set(axes):
+            return None
+        reduce = {"relax.mean": relax.op.mean, "relax.sum": relax.op.sum, "relax.max": relax.op.max}
+        return reduce.get(call.op.name, relax.op.min)(self.twins[x], [axis - 1 for axis in axes], True)
+
+    def _moved(self, value: relax.Expr, axes: Sequence[int]) -> relax.Expr:
+        """`value` with its axes permuted, as a view where that moves no number."""
+        shape = _shape(value)
+        moving = [axis for axis in axes if shape[axis] > 1]
+        if moving == sorted(moving):
+            return self.builder_.emit(relax.op.reshape(value, [shape[axis] for axis in axes]))
+        return self.builder_.emit(relax.op.permute_dims(value, list(axes)))
+
+    def _constant(self, value: relax.Expr) -> np.ndarray | None:
+        if isinstance(value, tvm.ir.GenericConst):
+            array: np.ndarray = value.value.numpy()
+            return array
+        return self.constants.get(value) if isinstance(value, relax.Var) else None
+
+
+def _shape(value: relax.Expr) -> list[int] | None:
+    """The static shape of a tensor; None for what has none."""
+    shape = getattr(getattr(value, "ty", None), "shape", None)
+    if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(dim, tirx.IntImm) for dim in shape):
+        return None
+    return [int(dim) for dim in shape]
+
+
+def _dtype(value: relax.Expr) -> str:
+    return str(value.ty.dtype.dtype)
