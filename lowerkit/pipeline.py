@@ -23,6 +23,7 @@ from lowerkit.graph.load import upgrade
 from lowerkit.passes import registry
 from lowerkit.passes.lower import apply_plan, check_domains, default_plan, planned_family
 from lowerkit.passes.quantize.base import FAMILY as LINEAR
+from lowerkit.passes.quantize.mixed import Mixed, resolved
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.targets.base import Progress, Target
@@ -172,6 +173,7 @@ def lower(
     choices: list[Choice] = []
     made = plan or Plan(target.name, (), options or {})
     model = canonical
+    mixed = Mixed.asked(methods)
     choosing = {choice.node for choice in made.choices if choice.method != KEEP}
 
     def speaks_of(node: ir.Node) -> bool:
@@ -184,7 +186,8 @@ def lower(
         observed = calibrate_plannable(model, samples, speaks_of, synthetic=synthetic)
         stages.start("plan")
         if plan is None:
-            made = default_plan(model, target, observed, methods, options, taken)
+            made = default_plan(model, target, observed, resolved(methods, mixed), options, taken)
+            made = mixed.refine(model, made, observed, samples) if mixed is not None else made
         else:
             made = replace(plan, choices=tuple(c for c in plan.choices if c.node in named - taken))
         if graphs and not made.choices:

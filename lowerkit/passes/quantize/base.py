@@ -111,7 +111,9 @@ def symmetric(weight: np.ndarray, steps: int = WEIGHT_STEPS) -> tuple[np.ndarray
     rows = outputs_last(weight)
     largest = np.abs(rows).max(axis=0, initial=0.0)
     scale = np.where(largest > 0, np.maximum(largest / steps, SMALLEST), 1.0).astype(np.float32)
-    by_channel = scale.astype(np.float64) if weight.ndim == 2 else scale.astype(np.float64)[:, None, None, None]
+    by_channel = (
+        scale.astype(np.float64) if weight.ndim == 2 else scale.astype(np.float64)[:, None, None, None]
+    )
     return np.clip(np.rint(weight / by_channel), -steps, steps).astype(np.int8), scale
 
 

@@ -68,9 +68,7 @@ Y = Mul (scaled_sums, w_scales)
 """
 
 MATMUL_INT8 = Body("MatMulInt8", ("X", "w", "w_scale"), "", lines(_dynamic("[-1]"), _STEPS, _INT_MATMUL))
-CONV_INT8 = Body(
-    "ConvInt8", ("X", "w", "w_scale"), WINDOW, lines(_dynamic("[1, 2, 3]"), _STEPS, _INT_CONV)
-)
+CONV_INT8 = Body("ConvInt8", ("X", "w", "w_scale"), WINDOW, lines(_dynamic("[1, 2, 3]"), _STEPS, _INT_CONV))
 _STATIC_INPUTS = ("X", "x_scale", "x_zero", "w", "w_scale")
 MATMUL_INT8_STATIC = Body("MatMulInt8Static", _STATIC_INPUTS, "", lines(_STATIC, _STEPS, _INT_MATMUL))
 CONV_INT8_STATIC = Body("ConvInt8Static", _STATIC_INPUTS, WINDOW, lines(_STATIC, _STEPS, _INT_CONV))

@@ -36,7 +36,8 @@ class Int8Static(LinearMethod):
 
         s = (hi - lo) / 255,    z = clip(round(-lo / s), 0, 255),
 
-    and q = clip(round(x / s) + z, 0, 255). What lies outside of the range is clipped. `range` says how it is chosen from the calibrated values:
+    and q = clip(round(x / s) + z, 0, 255). What lies outside of the range is clipped. `range` says how it is chosen
+    from the calibrated values:
 
     - `min-max`: the least and the greatest, so that nothing of the calibration data is clipped.
     - `percentile`: what leaves out the fraction 1e-4 of all values at either end, in a histogram of 2048 bins.
