@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.attention import fused_attention
+from lowerkit.targets.cpu.kernels.bfloat16 import cast
 from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_softmax
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
@@ -17,6 +18,7 @@ from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 
 #: Operator -> its kernel, for every processor. Standard names override TVM's front end; the others are of the domain `lowerkit`.
 CONVERTERS: dict[str, Converter] = {
+    "Cast": cast,
     "FusedAttention": fused_attention,
     "Gather": gather,
     "LayerNormalization": layer_normalization,
