@@ -77,6 +77,7 @@ class CpuRunner:
         self._outputs = [_Tensor(spec) for spec in self.metadata["outputs"]]
         self._library = library = _load(directory / LIBRARY)
         library.lowerkit_error.restype = library.lowerkit_step_name.restype = ctypes.c_char_p
+        self._call = library.lowerkit_run
         self._model = model = ctypes.c_void_p()
         if status := library.lowerkit_open(ctypes.byref(model), ctypes.c_int(threads)):
             raise (ToolError if status == _UNSUPPORTED else ArtifactError)(self._error())
@@ -112,7 +113,7 @@ class CpuRunner:
         return list(zip(names, seconds, strict=True))
 
     def _run(self, inputs: ctypes.Array[ctypes.c_void_p], outputs: ctypes.Array[ctypes.c_void_p]) -> None:
-        if self._library.lowerkit_run(self._model, inputs, outputs):
+        if self._call(self._model, inputs, outputs):
             raise DataError(self._error())
 
     def _error(self) -> str:
@@ -143,7 +144,7 @@ class _Tensor:
     def check(self, value: np.ndarray) -> np.ndarray:
         """`value`, C-contiguous. Raises DataError where it is of another type or shape."""
         array = np.asarray(value)
-        if array.dtype != self.dtype or not array.dtype.isnative:
+        if array.dtype != self.dtype:
             raise DataError(f"input '{self.name}' must be {self.dtype}, not {array.dtype}")
         if array.shape != self.shape:
             raise DataError(f"input '{self.name}' must have shape {list(self.shape)}, not {list(array.shape)}")
@@ -170,7 +171,14 @@ def _close(library: ctypes.CDLL, model: ctypes.c_void_p) -> None:
 
 
 def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(arrays))(*[array.__array_interface__["data"][0] for array in arrays])
+    return (ctypes.c_void_p * len(arrays))(*map(_address, arrays))
+
+
+def _address(array: np.ndarray) -> int:
+    try:  # several times faster than numpy's own ways
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # read-only, or empty
+        return array.ctypes.data
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:

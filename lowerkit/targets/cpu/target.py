@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import ModelError, PlanError
-from lowerkit.targets.base import Progress, Runner, Target
+from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.cpu import features, runner, support
 
 
@@ -53,6 +54,7 @@ class CpuTarget(Target):
         progress: Progress | None = None,
     ) -> Mapping[str, Any]:
         """Write `model.so`, `lowerkit.h`, `example.c`, `runtime.json` and `run.py`; changes `model`."""
+        options = self.complete(model, (), options)
         cpu, threads = _checked(options)
         flags = features.level(cpu).flags
         # TVM takes seconds to import, and opening an artifact does not need it.
@@ -83,6 +85,26 @@ class CpuTarget(Target):
         shutil.copyfile(runner.__file__, directory / "run.py")
         (directory / runner.METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         return options
+
+    def complete(
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
+    ) -> dict[str, Any]:
+        """`cpu = "native"` becomes the best level of this machine, so that the plan says which."""
+        merged = self.merged(options)
+        native = merged["cpu"] == features.NATIVE
+        return {**options, "cpu": features.native_cpu()} if native else dict(options)
+
+    def costs(self, directory: Path) -> tuple[CostTable, ...]:
+        """What the library takes of disk and memory."""
+        sizes = json.loads((directory / runner.METADATA).read_bytes())["bytes"]
+        row = ("model.so", sizes["code"], sizes["constants"], sizes["arena"])
+        columns = ("library", "B of code", "B of constants", "B of intermediate values")
+        return (CostTable("code and constants are in the file, the values in memory", columns, (row,)),)
 
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
         """A runner that needs numpy alone; only `threads` of the options matters here."""
