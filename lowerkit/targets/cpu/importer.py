@@ -32,6 +32,7 @@ from lowerkit.graph.weights import initializer
 from lowerkit.targets.cpu import support
 from lowerkit.targets.cpu.decompose import decompose
 from lowerkit.targets.cpu.fuse_attention import fuse_attention
+from lowerkit.targets.cpu.merge_products import merge_products
 
 #: (block builder, inputs, attributes) -> value, or None to leave the node to the front end.
 Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr | None]
@@ -55,6 +56,7 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
         infer_shapes(model)
     _check(model, converters)
     fuse_attention(model)
+    merge_products(model)
     decompose(model)
     model.functions.clear()
     # Bodies hold constants in forms, and arithmetic on axes, that the front end does not take.
