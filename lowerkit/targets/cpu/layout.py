@@ -18,6 +18,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels.conv import Window, conv2d, conv2d_by_channel
+from lowerkit.targets.cpu.kernels.conv_transpose import conv2d_transpose
 
 #: Operators without attributes whose every element is a function of the same element of their arguments.
 _ELEMENTWISE = frozenset(
@@ -101,6 +102,8 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             return self._permute(call)
         if name == "relax.nn.conv2d":
             return self._conv2d(call)
+        if name == "relax.nn.conv2d_transpose":
+            return self._conv2d_transpose(call)
         if name == "relax.concat":
             return None
         if name in _POOLS:
@@ -179,10 +182,29 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             dilations=tuple(int(d) for d in attrs.dilation),
             padding=tuple(int(p) for p in attrs.padding),
         )
-        image = self._follow(x, 4)
         if groups != 1:
-            return conv2d_by_channel(self.builder_, image, weight, window)
-        return conv2d(self.builder_, image, weight, window, self.lanes)
+            return conv2d_by_channel(self.builder_, self._follow(x, 4), weight, window)
+        if weight.shape[1] < self.lanes and x not in self.twins:
+            return conv2d(
+                self.builder_, self.visit_expr(x), weight, window, self.lanes, channels_first=True
+            )
+        return conv2d(self.builder_, self._follow(x, 4), weight, window, self.lanes)
+
+    def _conv2d_transpose(self, call: relax.Call) -> relax.Expr | None:
+        x, w = call.args
+        attrs, shape, out = call.attrs, _shape(x), _shape(call)
+        weight = self._constant(w)
+        plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "IOHW" and attrs.out_layout == "NCHW"
+        dense = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
+        if weight is None or out is None or not (plain and dense) or _dtype(x) != "float32":
+            return None
+        if 0 in out or 0 in shape:
+            return None
+        strides = tuple(int(s) for s in attrs.strides)
+        padding = tuple(int(p) for p in attrs.padding[:2])
+        return conv2d_transpose(
+            self.builder_, self._follow(x, 4), weight, strides, padding, (out[2], out[3]), self.lanes
+        )
 
     def _pool(self, call: relax.Call, pool: Callable[..., relax.Expr]) -> relax.Expr | None:
         x, attrs = call.args[0], call.attrs

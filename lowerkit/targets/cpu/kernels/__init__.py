@@ -9,6 +9,7 @@ from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.gemm import machine, operators
+from lowerkit.targets.cpu.kernels.hard_swish import hard_swish
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.minmax import elementwise_max, elementwise_min
 from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
@@ -21,6 +22,7 @@ CONVERTERS: dict[str, Converter] = {
     "Cast": cast,
     "FusedAttention": fused_attention,
     "Gather": gather,
+    "HardSwish": hard_swish,
     "LayerNormalization": layer_normalization,
     "Max": elementwise_max,
     "Min": elementwise_min,

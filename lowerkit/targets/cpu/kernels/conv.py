@@ -18,11 +18,11 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-#: Blocks of a convolution that sums over input channels, and of one by channel.
-PANELS, BY_CHANNEL = "conv_panels", "conv_by_channel"
+#: Blocks of a convolution that sums over input channels, of one by channel, and of a transposed one.
+PANELS, BY_CHANNEL, PHASES = "conv_panels", "conv_by_channel", "conv_phases"
 PADDED, CUT = "conv_padded", "conv_cut"
-#: Cycles before a sum may be added to again: two multiply-adds per cycle, four cycles each.
-_LATENCY = 5.0
+#: Cycles before a sum may be added to again, and a little for what does not start in time.
+_LATENCY = 4.3
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def tile(width: int, channels: int, registers: int, lanes: int) -> tuple[int, in
 
     def cycles(shape: tuple[int, int]) -> float:
         pixels, vectors = shape
-        step = max(pixels * vectors / 2, 0.7 * pixels, _LATENCY)
+        # A wide tile loads more vectors, which are slower than single numbers.
+        step = max(pixels * vectors * (0.5 + 0.01 * vectors), 0.7 * pixels, _LATENCY)
         return -(-width // pixels) * -(-panels // vectors) * step
 
     shapes = [
@@ -71,29 +72,40 @@ def registers(lanes: int) -> int:
     return 32 if lanes == 16 else 16
 
 
-def conv2d(bb: relax.BlockBuilder, x: relax.Expr, weight: np.ndarray, window: Window, lanes: int) -> relax.Expr:
-    """The convolution of float32 `x` [N, H, W, C] by `weight` [O, C, kh, kw] as a call: [N, H', W', O]."""
-    n, h, w, depth = (int(dim) for dim in x.ty.shape)
-    channels = weight.shape[0]
+def conv2d(
+    bb: relax.BlockBuilder,
+    x: relax.Expr,
+    weight: np.ndarray,
+    window: Window,
+    lanes: int,
+    *,
+    channels_first: bool = False,
+) -> relax.Expr:
+    """The convolution of float32 `x` [N, H, W, C] by `weight` [O, C, kh, kw] as a call: [N, H', W', O].
+
+    With `channels_first` `x` is [N, C, H, W]: inputs are read one by one, so their order matters little.
+    """
+    shape = [int(dim) for dim in x.ty.shape]
+    n, h, w = (shape[0], *shape[2:]) if channels_first else shape[:3]
+    channels, depth = weight.shape[:2]
     height, width = window.output(h, w)
     _, vectors = tile(width, channels, registers(lanes), lanes)
     filled = -(-channels // (vectors * lanes)) * vectors * lanes
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
 
     def compute(data: te.Tensor, panels: te.Tensor) -> te.Tensor:
-        source = _padded(data, window)
+        source = padded(data, window.padding, channels_first)
         r, s, c = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s"), te.reduce_axis((0, depth), "c")
-        y = te.compute(
-            (n, height, width, filled),
-            lambda b, i, j, o: te.sum(
-                source[b, i * sh + r * dh, j * sw + s * dw, c] * panels[o // lanes, r, s, c, o % lanes],
-                axis=[r, s, c],
-            ),
-            name=PANELS,
-        )
+
+        def product(b: Expr, i: Expr, j: Expr, o: Expr) -> Expr:
+            row, column = i * sh + r * dh, j * sw + s * dw
+            element = source[b, c, row, column] if channels_first else source[b, row, column, c]
+            return te.sum(element * panels[o // lanes, r, s, c, o % lanes], axis=[r, s, c])
+
+        y = te.compute((n, height, width, filled), product, name=PANELS)
         return y if filled == channels else te.compute((n, height, width, channels), lambda *i: y(*i), name=CUT)
 
-    return _call(bb, compute, x, pack(weight, filled, lanes), "conv2d")
+    return call(bb, compute, x, pack(weight, filled, lanes), "conv2d")
 
 
 def conv2d_by_channel(
@@ -105,7 +117,7 @@ def conv2d_by_channel(
     (kh, kw), (sh, sw), (dh, dw) = window.kernel, window.strides, window.dilations
 
     def compute(data: te.Tensor, taps: te.Tensor) -> te.Tensor:
-        source = _padded(data, window)
+        source = padded(data, window.padding)
         r, s = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")
         return te.compute(
             (n, height, width, channels),
@@ -116,7 +128,7 @@ def conv2d_by_channel(
         )
 
     taps = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))
-    return _call(bb, compute, x, taps, "conv2d_by_channel")
+    return call(bb, compute, x, taps, "conv2d_by_channel")
 
 
 def pack(weight: np.ndarray, filled: int, lanes: int) -> np.ndarray:
@@ -127,21 +139,25 @@ def pack(weight: np.ndarray, filled: int, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(whole.reshape(-1, lanes, depth, kh, kw).transpose(0, 3, 4, 2, 1))
 
 
-def _padded(data: te.Tensor, window: Window) -> te.Tensor:
-    """`data` with a border of zeros, or itself where there is none to add."""
-    top, left, bottom, right = window.padding
-    if not any(window.padding):
+def padded(data: te.Tensor, padding: tuple[int, int, int, int], channels_first: bool = False) -> te.Tensor:
+    """`data` with a border of zeros (top, left, bottom, right), or itself where there is none to add."""
+    if not any(padding):
         return data
-    n, h, w, c = (int(dim) for dim in data.shape)
+    top, left, bottom, right = padding
+    shape = [int(dim) for dim in data.shape]
+    y, x = (2, 3) if channels_first else (1, 2)
+    h, w = shape[y], shape[x]
 
-    def element(b: Expr, i: Expr, j: Expr, k: Expr) -> Expr:
-        inside = tirx.all(i >= top, i < top + h, j >= left, j < left + w)
-        return tirx.if_then_else(inside, data[b, i - top, j - left, k], tirx.const(0.0, data.dtype))
+    def element(*i: Expr) -> Expr:
+        inside = tirx.all(i[y] >= top, i[y] < top + h, i[x] >= left, i[x] < left + w)
+        at = [*i[:y], i[y] - top, i[x] - left, *i[x + 1 :]]
+        return tirx.if_then_else(inside, data(*at), tirx.const(0.0, data.dtype))
 
-    return te.compute((n, h + top + bottom, w + left + right, c), element, name=PADDED)
+    shape[y], shape[x] = h + top + bottom, w + left + right
+    return te.compute(shape, element, name=PADDED)
 
 
-def _call(
+def call(
     bb: relax.BlockBuilder, compute: object, x: relax.Expr, weights: np.ndarray, name: str
 ) -> relax.Expr:
     """A call of `compute` on `x` and the constant `weights` that elementwise operators are fused into."""

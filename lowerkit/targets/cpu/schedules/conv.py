@@ -9,21 +9,27 @@ from __future__ import annotations
 import math
 
 from tvm import s_tir
+from tvm.ir import Expr
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from lowerkit.targets.cpu.kernels.conv import BY_CHANNEL, PANELS, registers, tile
+from lowerkit.targets.cpu.kernels.conv import BY_CHANNEL, PANELS, PHASES, registers, tile
 from lowerkit.targets.cpu.schedules.blocks import (
     NotApplicable,
     extents,
     inline_producers,
     leaf_blocks,
+    spatial_rank,
 )
 from lowerkit.targets.cpu.schedules.elementwise import schedule_block
 
 #: Multiply-adds below which a loop is not worth the start of threads.
 _PARALLEL_FROM = 1 << 19
+#: Steps of a reduction over few channels that are unrolled; more of them take too many registers at once.
+_UNROLLED_STEPS = 12
 #: Taps of a kernel by channel times accumulators, up to which the taps are unrolled.
 _UNROLLED = 256
+#: Nodes of the expression of what follows a convolution, up to which it is one block: equal parts are computed once.
+_INLINED = 512
 #: Bytes of the padded rows that a kernel by channel works on at a time.
 _BAND = 1 << 16
 
@@ -32,23 +38,28 @@ def schedule_convolution(schedule: s_tir.Schedule, lanes: int) -> None:
     """Schedule a convolution and the elementwise operators after it. Raises NotApplicable."""
     blocks = leaf_blocks(schedule)
     names = [schedule.get(block).name_hint for block in blocks]
-    index = next((names.index(name) for name in (PANELS, BY_CHANNEL) if name in names), None)
+    index = next((names.index(name) for name in (PANELS, BY_CHANNEL, PHASES) if name in names), None)
     if index is None:
         raise NotApplicable("not a convolution")
-    conv = blocks[index]
+    conv, name = blocks[index], names[index]
     before = inline_producers(schedule, blocks[:index])
-    after = inline_producers(schedule, blocks[index + 1 :]) or [schedule.cache_write(conv, 0, "global")]
-    shape = extents(schedule, after[-1])
-    if len(shape) != 4 or any(extents(schedule, block) != shape for block in after):
+    remaining = inline_producers(schedule, blocks[index + 1 :], _INLINED)
+    if not remaining:
+        remaining = [schedule.cache_write(conv, 0, "global")]
+    # What is spread over a larger image is a loop of its own.
+    shape = extents(schedule, remaining[0])
+    after = [block for block in remaining if extents(schedule, block) == shape]
+    if len(shape) != 4 or after != remaining[: len(after)]:
         raise NotApplicable("the operators that follow have another shape")
-    kernel = extents(schedule, conv)[4:]
-    parallel = math.prod(shape) * math.prod(kernel) >= _PARALLEL_FROM
-    if names[index] == PANELS:
-        _schedule_panels(schedule, conv, after, shape, lanes, parallel)
-        for block in before:
-            schedule_block(schedule, block, lanes)
-    else:
+    for block in remaining[len(after) :]:
+        schedule_block(schedule, block, lanes)
+    parallel = math.prod(shape) * math.prod(_reduction(schedule, conv)) >= _PARALLEL_FROM
+    if name == BY_CHANNEL:
         _schedule_by_channel(schedule, before, conv, after, shape, lanes, parallel)
+        return
+    _schedule_panels(schedule, conv, after, shape, lanes, parallel)
+    for block in before:
+        schedule_block(schedule, block, lanes)
 
 
 def _schedule_panels(
@@ -59,15 +70,36 @@ def _schedule_panels(
     lanes: int,
     parallel: bool,
 ) -> None:
-    pixels, vectors = tile(shape[2], shape[3], registers(lanes), lanes)
-    image, row, column, channel = schedule.get_loops(after[-1])
-    columns, pixel = schedule.split(column, [None, pixels])
+    if schedule.get(conv).name_hint == PHASES:
+        # The pixels of a tile are of one phase, a stride apart in the result.
+        sh, sw = (int(stride) for stride in schedule.get(conv).annotations["strides"])
+
+        def by_phase(b: Expr, y: Expr, x: Expr, o: Expr) -> tuple[Expr, ...]:
+            return b, y // sh, y % sh, x // sw, x % sw, o
+
+        schedule.transform_block_layout(after[-1], by_phase)
+        schedule.transform_block_layout(
+            conv, lambda b, y, x, o, t, u, c: (*by_phase(b, y, x, o), t, u, c)
+        )
+        schedule.transform_layout(conv, ("write", 0), by_phase)
+        image, row, row_phase, column, column_phase, channel = schedule.get_loops(after[-1])
+        outer, width = [image, row_phase, column_phase], shape[2] // sw
+    else:
+        image, row, column, channel = schedule.get_loops(after[-1])
+        outer, width = [image], shape[2]
+    pixels, vectors = tile(width, shape[3], registers(lanes), lanes)
+    tiles, pixel = schedule.split(column, [None, pixels])
     panels, vector, lane = _split_channels(schedule, channel, shape[3], vectors, lanes)
-    schedule.reorder(image, panels, row, columns, pixel, vector, lane)
-    _into_registers(schedule, [conv, *after[:-1]], columns, vectors, lanes)
+    outer += [panels, row]
+    schedule.reorder(*outer, tiles, pixel, vector, lane)
+    _into_registers(schedule, [conv, *after[:-1]], tiles, vectors, lanes)
     _unroll(schedule, [pixel, vector, lane])
     if parallel:
-        schedule.parallel(schedule.fuse(image, panels, row))
+        schedule.parallel(schedule.fuse(*outer))
+    *taps, depth = _reduction(schedule, conv)
+    if depth * taps[-1] <= _UNROLLED_STEPS and math.prod(taps) > 1:
+        for loop in _reduced_loops(schedule, conv)[-2:]:
+            schedule.unroll(loop)
     _start_sums(schedule, conv)
 
 
@@ -94,10 +126,8 @@ def _schedule_by_channel(
         # A band of padded rows stays in cache.
         schedule.compute_at(block, bands, preserve_unit_loops=True)
         schedule.vectorize(schedule.get_loops(block)[-1])
-    taps = [loop for loop in _reduced_loops(schedule, conv)]
-    kernel = [int(schedule.get(loop).extent) for loop in taps]
-    if math.prod(kernel) * pixels * vectors <= _UNROLLED:
-        for loop in taps:
+    if math.prod(_reduction(schedule, conv)) * pixels * vectors <= _UNROLLED:
+        for loop in _reduced_loops(schedule, conv):
             schedule.unroll(loop)
     if parallel:
         schedule.parallel(schedule.fuse(image, panels, bands))
@@ -121,17 +151,21 @@ def _into_registers(
     for block in reversed(blocks):
         schedule.compute_at(block, at, preserve_unit_loops=True)
         schedule.set_scope(block, 0, "local")
-    depth = len(schedule.get_loops(blocks[0])) - len(_axes(schedule, blocks[0]))
+    depth = len(schedule.get_loops(blocks[0])) - len(schedule.get(blocks[0]).iter_vars)
     for block in blocks:
         loops = list(schedule.get_loops(block)[depth:])
-        pixels, channel, reduced = loops[:3], loops[3], loops[4:]
+        # Images, rows, columns and, in between, phases; then channels.
+        rank = spatial_rank(schedule, block)
+        pixels, channel, reduced = loops[: rank - 1], loops[rank - 1], loops[rank:]
         vector, lane = schedule.split(channel, [vectors, lanes])
         schedule.reorder(*reduced, *pixels, vector, lane)
         _unroll(schedule, [*pixels, vector, lane])
 
 
-def _axes(schedule: s_tir.Schedule, block: SBlockRV) -> list[object]:
-    return list(schedule.get(block).iter_vars)
+def _reduction(schedule: s_tir.Schedule, conv: SBlockRV) -> list[int]:
+    """Extents of the axes that the convolution sums over."""
+    axes = schedule.get(conv).iter_vars[spatial_rank(schedule, conv) :]
+    return [int(axis.dom.extent) for axis in axes]
 
 
 def _unroll(schedule: s_tir.Schedule, tile: list[LoopRV]) -> None:
@@ -141,9 +175,10 @@ def _unroll(schedule: s_tir.Schedule, tile: list[LoopRV]) -> None:
 
 
 def _reduced_loops(schedule: s_tir.Schedule, conv: SBlockRV) -> list[LoopRV]:
-    """The loops of the convolution's reduction, which are outside of its five loops over the tile."""
-    count = len(_axes(schedule, conv)) - 4
-    return list(schedule.get_loops(conv)[-5 - count : -5])
+    """The loops of the convolution's reduction, which are outside of those over the tile."""
+    tile_loops = spatial_rank(schedule, conv) + 1
+    count = len(schedule.get(conv).iter_vars) - spatial_rank(schedule, conv)
+    return list(schedule.get_loops(conv)[-tile_loops - count : -tile_loops])
 
 
 def _start_sums(schedule: s_tir.Schedule, conv: SBlockRV) -> None:
