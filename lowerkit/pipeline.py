@@ -24,6 +24,7 @@ from lowerkit.passes import registry
 from lowerkit.passes.lower import apply_plan, check_domains, default_plan, planned_family
 from lowerkit.passes.quantize.base import FAMILY as LINEAR
 from lowerkit.passes.quantize.mixed import Mixed, resolved
+from lowerkit.passes.quantize.qdq import use_integers
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.targets.base import Progress, Target
@@ -210,6 +211,7 @@ def lower(
         stages.dump("inlined", model)
     if plan is not None:
         apply_plan(model, replace(plan, choices=tuple(c for c in plan.choices if c not in choices)))
+    use_integers(model, target.native)
     return Lowering(tuple(graphs), model, replace(made, choices=tuple(choices)))
 
 
