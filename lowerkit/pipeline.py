@@ -24,6 +24,7 @@ from lowerkit.passes import registry
 from lowerkit.passes.lower import apply_plan, check_domains, default_plan, planned_family
 from lowerkit.passes.quantize.base import FAMILY as LINEAR
 from lowerkit.passes.quantize.mixed import Mixed, resolved
+from lowerkit.passes.quantize.qdq import use_integers
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.targets.base import Progress, Target
@@ -186,7 +187,8 @@ def lower(
         observed = calibrate_plannable(model, samples, speaks_of, synthetic=synthetic)
         stages.start("plan")
         if plan is None:
-            made = default_plan(model, target, observed, resolved(methods, mixed), options, taken)
+            done = taken | _within_bodies(model, canonical)
+            made = default_plan(model, target, observed, resolved(methods, mixed), options, done)
             made = mixed.refine(model, made, observed, samples) if mixed is not None else made
         else:
             made = replace(plan, choices=tuple(c for c in plan.choices if c.node in named - taken))
@@ -210,7 +212,19 @@ def lower(
         stages.dump("inlined", model)
     if plan is not None:
         apply_plan(model, replace(plan, choices=tuple(c for c in plan.choices if c not in choices)))
+    use_integers(model, target.native)
     return Lowering(tuple(graphs), model, replace(made, choices=tuple(choices)))
+
+
+def _within_bodies(model: ir.Model, canonical: ir.Model) -> frozenset[str]:
+    """Nodes of families planned on request that bodies brought in: their methods' bodies hold such nodes themselves."""
+    before = {node.name for node in canonical.graph.all_nodes()}
+    found = set()
+    for node in model.graph.all_nodes():
+        family = registry.family_of_node(node)
+        if family is not None and registry.on_request(family) and node.name not in before:
+            found.add(node.name or "")
+    return frozenset(found)
 
 
 def _bodies_first(model: ir.Model, target: Target, plan: Plan) -> Plan:

@@ -71,8 +71,8 @@ def _separate(model: ir.Model, node: ir.Node) -> None:
         return
     product.outputs[0].name = f"{name}/product"
     product.outputs[0].type = node.outputs[0].type
-    addend = _addend(model, node, bias)
-    take_place(node, [product, ir.node("Add", [product.outputs[0], addend], name=f"{node.name}/bias")])
+    total = ir.node("Add", [product.outputs[0], addend(model, node, bias)], name=f"{node.name}/bias")
+    take_place(node, [product, total])
 
 
 def _scaled(model: ir.Model, node: ir.Node) -> ir.Value:
@@ -87,8 +87,8 @@ def _scaled(model: ir.Model, node: ir.Node) -> ir.Value:
     return initializer(model.graph, f"{value.name}/matrix", np.ascontiguousarray(matrix))
 
 
-def _addend(model: ir.Model, node: ir.Node, bias: ir.Value) -> ir.Value:
-    """What an Add takes for the node's bias."""
+def addend(model: ir.Model, node: ir.Node, bias: ir.Value) -> ir.Value:
+    """What an Add to the product takes for the `bias` of a Gemm or Conv; of shape [1, O, 1, 1] for a Conv."""
     array, beta = constant(bias), node.attributes.get_float("beta", 1.0)
     if node.op_type == "Conv":
         if array is not None:
