@@ -87,7 +87,9 @@ def _TakePointers(function: tirx.PrimFunc, _: tvm.IRModule, __: tvm.transform.Pa
     # LowerTVMBuiltin wants to know where to ask for scratch memory; the runtime ignores it.
     for attribute, value in (("device_type", 1), ("device_id", 0)):
         body = tirx.AttrStmt("default", attribute, tirx.const(value, "int32"), body)
-    declared = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(buffers, pointers, strict=True)]
+    declared = [
+        tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(buffers, pointers, strict=True)
+    ]
     return tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, body]), PrimType("int32"), function.attrs)
 
 
@@ -120,11 +122,14 @@ def _keep_on_stack(node: tirx.Stmt) -> tirx.Stmt:
 def _has_parallel_loop(node: tirx.Stmt) -> bool:
     if isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
         return True
-    inner = [*getattr(node, "seq", ()), *(getattr(node, name, None) for name in ("body", "then_case", "else_case"))]
+    inner = [
+        *getattr(node, "seq", ()),
+        *(getattr(node, name, None) for name in ("body", "then_case", "else_case")),
+    ]
     return any(_has_parallel_loop(part) for part in inner if part is not None)
 
 
 def _bytes(dtype: str) -> int:
     """Bytes of an element, which may be a vector."""
     described = tvm.DataType(str(dtype))
-    return (described.bits * described.lanes + 7) // 8
+    return (int(described.bits) * int(described.lanes) + 7) // 8
