@@ -156,6 +156,180 @@ def library(directory: Path, function: tvm.tirx.PrimFunc, size: int) -> Path:
     """The library of a model of one kernel, from float32[size] to float32[size]."""
     buffers = Buffer(Where.INPUT, 4 * size), Buffer(Where.OUTPUT, 4 * size)
     program = Program((Call("k_kernel", buffers),), constants=b"", arena=0)
+    specs = [[{"name": name, "dtype": "float32", "shape": [size]}] for name in "xy"]
+    build.write_objects(program, {"k_kernel": function}, "x86-64-v2", directory, *specs)
+    build.link(directory, directory / "model.so")
+    return directory / "model.so"
+
+
+def opened(path: Path, threads: int) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+    loaded, model = ctypes.CDLL(str(path)), ctypes.c_void_p()
+    loaded.lowerkit_error.restype = ctypes.c_char_p
+    assert loaded.lowerkit_open(ctypes.byref(model), threads) == 0, loaded.lowerkit_error()
+    return loaded, model
+
+
+def call(loaded: ctypes.CDLL, model: ctypes.c_void_p, x: np.ndarray, y: np.ndarray) -> int:
+    pointers = [(ctypes.c_void_p * 1)(array.ctypes.data) for array in (x, y)]
+    return int(loaded.lowerkit_run(model, *pointers))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_assertion_of_a_kernel_is_an_error_with_its_text(threads: int, tmp_path: Path) -> None:
+    loaded, model = opened(library(tmp_path, positive, 64), threads)
+    y = np.zeros(64, F32)
+    for bad in (0, 40, 63):
+        x = np.ones(64, F32)
+        x[bad] = -1
+        assert call(loaded, model, x, y) == 4
+        text = loaded.lowerkit_error().decode()
+        assert text == "kernel 'k_kernel' stopped: ValueError: an element is not positive"
+        assert call(loaded, model, np.ones(64, F32), y) == 0
+        np.testing.assert_array_equal(y, 2)
+    loaded.lowerkit_close(model)
+
+
+@T.prim_func(private=True, s_tir=True)
+def scratch(x: T.Buffer((77,), "float32"), y: T.Buffer((77,), "float32")):
+    T.func_attr({"tirx.noalias": True})
+    for i in T.parallel(77):
+        with T.sblock("outer"):
+            v = T.axis.spatial(77, i)
+            tile = T.sblock_alloc_buffer((9000,), "float32")
+            for j in range(9000):
+                with T.sblock("fill"):
+                    w = T.axis.spatial(9000, j)
+                    tile[w] = x[v] + T.Cast("float32", w)
+            y[v] = tile[v] + tile[8999]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_scratch_memory_of_threads_is_apart(threads: int, tmp_path: Path) -> None:
+    loaded, model = opened(library(tmp_path, scratch, 77), threads)
+    x, y = np.arange(77, dtype=F32), np.zeros(77, F32)
+    for _ in range(200 // threads):
+        y[:] = 0
+        assert call(loaded, model, x, y) == 0
+        np.testing.assert_array_equal(y, 3 * x + 8999)
+    loaded.lowerkit_close(model)
+
+
+def test_buffers_at_any_address_are_taken(tmp_path: Path) -> None:
+    loaded, model = opened(library(tmp_path, scratch, 77), 1)
+    x = np.arange(77, dtype=F32)
+    for offset in (0, 1, 4, 32):
+        memory = np.zeros(1024, np.uint8)
+        source, target = memory[offset : offset + 308], memory[512 + offset : 820 + offset]
+        source[:] = x.view(np.uint8)
+        assert call(loaded, model, source, target) == 0
+        np.testing.assert_array_equal(np.frombuffer(target.tobytes(), F32), 3 * x + 8999)
+    loaded.lowerkit_close(model)
+
+
+WIDE = "g (float[64,256] x, float[256,256] w) => (float[64,256] y) { a = MatMul(x, w) b = Tanh(a) y = MatMul(b, w) }"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wide")
+    weights = np.random.default_rng(3).standard_normal((256, 256)).astype(F32)
+    TARGET.emit(parse(WIDE, w=weights), {}, directory)
+    return directory
+
+
+def test_threads_sleep_between_calls(wide: Path) -> None:
+    runners = [CpuRunner(wide, threads) for threads in (2, 4)]
+    inputs = {"x": np.ones((64, 256), F32)}
+    for runner in runners:
+        runner(inputs)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.005
+
+
+def test_a_child_of_fork_is_refused_and_may_open_again(wide: Path) -> None:
+    code = (
+        "import os, sys, numpy as np; from lowerkit.targets.cpu.runner import CpuRunner, DataError\n"
+        "runner, x = CpuRunner(sys.argv[1], 2), {'x': np.ones((64, 256), np.float32)}\n"
+        "want = runner(x)['y']\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try: runner(x)\n"
+        "    except DataError as error: refused = 'before fork()' in str(error)\n"
+        "    runner = None\n"
+        "    os._exit(0 if refused and (CpuRunner(sys.argv[1], 2)(x)['y'] == want).all() else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or int((runner(x)['y'] != want).any()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, wide], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_steps_are_timed_by_name(wide: Path) -> None:
+    steps = CpuRunner(wide, 1).profile({"x": np.ones((64, 256), F32)})
+    assert [name for name, _ in steps][-1].startswith("k_")
+    assert all(0 < seconds < 1 for _, seconds in steps)
+
+
+def test_only_the_public_functions_are_visible(wide: Path) -> None:
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", wide / "model.so"], capture_output=True, text=True
+    )
+    assert symbols.returncode == 0
+    names = {line.split()[-1] for line in symbols.stdout.splitlines()}
+    assert "lowerkit_run" in names
+    assert all(name.startswith("lowerkit_") for name in names)
+
+
+# Without Python.
+
+MIXED = """g (float[7,49] x, int64[3] i, float[49,47] w, int64[1] k) => (float[7,5] v, int64[7,5] j, float[3,47] t) {
+    a = MatMul(x, w)
+    b = Softmax(a)
+    v, j = TopK(b, k)
+    t = Gather(b, i)
+}"""
+
+
+@pytest.fixture(scope="module")
+def mixed() -> ir.Model:
+    weights = np.random.default_rng(5).standard_normal((49, 47)).astype(F32)
+    return parse(MIXED, w=weights, k=np.array([5]))
+
+
+def run_binary(command: Sequence[str | Path], model: ir.Model) -> None:
+    """Run the example program, and compare what it writes with onnxruntime."""
+    inputs = {"x": np.random.default_rng(6).standard_normal((7, 49)).astype(F32), "i": np.array([6, 0, 3])}
+    data = b"".join(array.tobytes() for array in inputs.values())
+    done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"output v: float32 [7, 5]" in done.stderr
+    rest = done.stdout
+    for want in Reference(model)(inputs).values():
+        found = np.frombuffer(rest[: want.nbytes], want.dtype).reshape(want.shape)
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+        rest = rest[want.nbytes :]
+    assert rest == b""
+
+
+def test_the_c_example_runs_the_library_alone(mixed: ir.Model, tmp_path: Path) -> None:
+    TARGET.emit(mixed.clone(), {}, tmp_path)
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    command = ["gcc", *flags, "example.c", "model.so", "-Wl,-rpath,$ORIGIN", "-o", "example"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    linked = subprocess.run(["ldd", tmp_path / "example"], capture_output=True, text=True, check=True).stdout
+    assert "python" not in linked
+    assert "tvm" not in linked
+    run_binary([tmp_path / "example", "2", "3"], mixed)
+    cut = subprocess.run([tmp_path / "example"], input=b"1234", capture_output=True, check=False)
+    assert cut.returncode == 1
+    assert b"stdin ends before input x" in cut.stderr
+
+
+def test_the_c_code_is_clean_under_sanitizers(mixed: ir.Model, tmp_path: Path) -> None:
+    program, kernels = build.lower(import_model(mixed.clone(), CONVERTERS), "x86-64-v2")
+    inputs = [("x", "float32", [7, 49]), ("i", "int64", [3])]
+    outputs = [("v", "float32", [7, 5]), ("j", "int64", [7, 5]), ("t", "float32", [3, 47])]
     keys = ("name", "dtype", "shape")
     specs = [[dict(zip(keys, spec, strict=True)) for spec in side] for side in (inputs, outputs)]
     build.write_objects(program, kernels, "x86-64-v2", tmp_path, *specs)
