@@ -281,7 +281,7 @@ def test_refuses_another_machine_and_missing_files(mlp: Path, tmp_path: Path) ->
 
 def test_refuses_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ToolError, match=r"no gcc.*apt-get install gcc"):
+    with pytest.raises(ToolError, match=r"no gcc.*apt-get install gcc libc6-dev"):
         TARGET.emit(parse(MLP, mlp_constants()), {}, tmp_path)
 
 
