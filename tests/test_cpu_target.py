@@ -162,7 +162,9 @@ RUN = (
 
 
 def test_runs_without_the_compiler(mlp: Path) -> None:
-    done = run_python(RUN + "assert not {'tvm', 'tvm_ffi', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)", mlp)
+    done = run_python(
+        RUN + "assert not {'tvm', 'tvm_ffi', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)", mlp
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -279,7 +281,7 @@ def test_refuses_another_machine_and_missing_files(mlp: Path, tmp_path: Path) ->
 
 def test_refuses_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ToolError, match=r"no gcc.*apt-get install gcc"):
+    with pytest.raises(ToolError, match=r"no gcc.*apt-get install gcc libc6-dev"):
         TARGET.emit(parse(MLP, mlp_constants()), {}, tmp_path)
 
 
@@ -321,8 +323,20 @@ def test_native_is_the_best_level_that_runs_here() -> None:
 
 
 def test_levels_say_what_templates_may_use() -> None:
-    assert [features.has(cpu, "vnni") for cpu in features.LEVELS["x86_64"]] == [False, False, False, True, True]
-    assert [features.has(cpu, "bf16") for cpu in features.LEVELS["x86_64"]] == [False, False, False, False, True]
+    assert [features.has(cpu, "vnni") for cpu in features.LEVELS["x86_64"]] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert [features.has(cpu, "bf16") for cpu in features.LEVELS["x86_64"]] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     assert features.tvm_target("x86-64-v3") == {"kind": "llvm", "mcpu": "x86-64-v3"}
     assert features.tvm_target("x86-64-v4-bf16")["mattr"] == ["+avx512vnni", "+avx512bf16"]
 
@@ -380,8 +394,7 @@ ODD_GRAPHS = {
         {"x": (2,)},
     ),
     "an output that is read again": (
-        "g (float[2,3] x) => (float[2,3] y, float[6] z) { y = Neg(x) f = Flatten<axis = 0>(y) s = Constant<value = int64[1] {6}>() "
-        "r = Reshape(f, s) z = Exp(r) }",
+        "g (float[2,3] x) => (float[2,3] y, float[1,6] z) { y = Neg(x) f = Flatten<axis = 0>(y) z = Exp(f) }",
         {"x": (2, 3)},
     ),
     "an output of another shape": (

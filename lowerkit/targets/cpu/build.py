@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,11 @@ def build_library(
     Equal modules give equal bytes. Returns the bytes of `code`, `constants` and `arena`. Raises UnsupportedError for
     what has no static program, and ToolError where there is no compiler or linker, or TVM or one of them fails.
     """
+    program, kernels = lower(module, cpu)
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as name:
         directory = Path(name)
-        program = write_objects(module, cpu, directory, inputs, outputs)
-        runtime = [_write(directory / f"{stem}.o", data) for stem, data in runtime_objects().items()]
-        # Only what lowerkit.h declares is visible: the runtime's own names may be in the process already.
-        exports = _write(directory / "exports", b"{ global: lowerkit_*; local: *; };\n")
-        link = ["-shared", "-s", "-pthread", f"-Wl,--version-script={exports}", f"-Wl,-soname,{path.name}"]
-        objects = [directory / f"{stem}.o" for stem in ("program", "constants", "kernels")]
-        _gcc([*link, "-Wl,-Bsymbolic,--build-id=none,-z,noexecstack", "-o", path, *objects, *runtime, "-lm"])
+        write_objects(program, kernels, cpu, directory, inputs, outputs)
+        link(directory, path)
     return {
         "code": path.stat().st_size - len(program.constants),
         "constants": len(program.constants),
@@ -64,39 +61,35 @@ def build_library(
     }
 
 
+def lower(module: tvm.IRModule, cpu: str) -> tuple[Program, dict[str, tirx.PrimFunc]]:
+    """The program of `module`, and its kernels by name, scheduled for `cpu`."""
+    with _tvm_failures(), _target(cpu), tvm.transform.PassContext(opt_level=3):
+        module = _passes(cpu)(module)
+    program = make_program(module)
+    used = {step.function for step in leaves(program.steps) if isinstance(step, Call)}
+    functions = {f"k_{variable.name_hint}": function for variable, function in module.functions_items()}
+    return program, {name: function for name, function in functions.items() if name in used}
+
+
 def write_objects(
-    module: tvm.IRModule,
+    program: Program,
+    kernels: Mapping[str, tirx.PrimFunc],
     cpu: str,
     directory: Path,
     inputs: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
-) -> Program:
-    """Write what is the model's own in the library into `directory`, as C and as object files; returns the program.
+) -> None:
+    """Write what is the model's own in the library into `directory`, as C and as object files.
 
     Files: `kernels.o`, `program.c`, `program.o`, `constants.bin`, `constants.S`, `constants.o`.
     """
-    target = tvm.target.Target(features.tvm_target(cpu))
-    with target, tvm.transform.PassContext(opt_level=3):
-        try:
-            module = _passes(cpu)(module)
-            program = make_program(module)
-            used = {step.function for step in leaves(program.steps) if isinstance(step, Call)}
-            kernels = {
-                f"k_{variable.name_hint}": function
-                for variable, function in module.functions_items()
-                if isinstance(function, tirx.PrimFunc) and f"k_{variable.name_hint}" in used
-            }
-            parallel = write_object(kernels, target, directory / "kernels.o")
-        except LowerkitError:
-            raise
-        except Exception as error:  # TVM's passes raise anything, from TypeError to InternalError
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise ToolError(f"TVM cannot compile the graph: {reason}") from error
     if len(program.constants) > _LARGEST:
         raise ToolError(
             f"the model's constants take {len(program.constants)} bytes, and a library holds at most {_LARGEST}",
             hint="store weights in fewer bits",
         )
+    with _tvm_failures(), _target(cpu) as target, tvm.transform.PassContext(opt_level=3):
+        parallel = write_object(kernels, target, directory / "kernels.o")
     source = c_source(
         program,
         inputs=inputs,
@@ -111,7 +104,17 @@ def write_objects(
     (directory / "constants.bin").write_bytes(program.constants)
     (directory / "constants.S").write_text(_CONSTANTS, encoding="utf-8")
     _gcc([*CFLAGS, f"-I{RUNTIME}", "-c", "program.c", "constants.S"], directory)
-    return program
+
+
+def link(directory: Path, path: Path) -> None:
+    """Link what `write_objects` wrote into `directory`, and the runtime, into the shared library `path`."""
+    runtime = [_write(directory / f"runtime_{stem}.o", data) for stem, data in runtime_objects().items()]
+    # Only what lowerkit.h declares is visible: the runtime's own names may be in the process already.
+    exports = _write(directory / "exports", b"{ global: lowerkit_*; local: *; };\n")
+    # -s leaves out the symbol table, which is not needed and holds names of temporary files.
+    how = ["-shared", "-s", "-pthread", f"-Wl,--version-script={exports}", f"-Wl,-soname,{path.name}"]
+    objects = [directory / f"{stem}.o" for stem in ("program", "constants", "kernels")]
+    _gcc([*how, "-Wl,-Bsymbolic,--build-id=none,-z,noexecstack", "-o", path, *objects, *runtime, "-lm"])
 
 
 #: The assembler copies the bytes as they are, however many.
@@ -136,10 +139,26 @@ def runtime_objects() -> dict[str, bytes]:
         return {file.stem: (directory / f"{file.stem}.o").read_bytes() for file in sources}
 
 
+def _target(cpu: str) -> tvm.target.Target:
+    return tvm.target.Target(features.tvm_target(cpu))
+
+
+@contextlib.contextmanager
+def _tvm_failures() -> Iterator[None]:
+    """TVM's passes raise anything, from TypeError to InternalError: make it a ToolError."""
+    try:
+        yield
+    except LowerkitError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ToolError(f"TVM cannot compile the graph: {reason}") from error
+
+
 def _gcc(arguments: Sequence[str | Path], directory: Path | None = None) -> None:
     compiler = shutil.which("gcc")
     if compiler is None:
-        raise ToolError("no gcc to compile and link the library with", hint="install it: apt-get install gcc")
+        raise ToolError("no gcc to compile and link the library with", hint="install it: apt-get install gcc libc6-dev")
     command = [compiler, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
     if done.returncode:

@@ -124,6 +124,7 @@ def element_size(dtype: str) -> int:
 def _text(text: str) -> str:
     """A C string literal, in ASCII: UTF-8 bytes above that are octal escapes."""
     escaped = "".join(
-        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in text.encode()
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in text.encode()
     )
     return f'"{escaped}"'

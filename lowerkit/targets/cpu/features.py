@@ -71,7 +71,9 @@ def level(cpu: str) -> Level:
     """The level called `cpu`. Raises PlanError on an unknown name."""
     known = levels()
     if cpu not in known:
-        raise PlanError(f"option cpu = '{cpu}' is not known here", hint=f"known: {', '.join((*known, NATIVE))}")
+        raise PlanError(
+            f"option cpu = '{cpu}' is not known here", hint=f"known: {', '.join((*known, NATIVE))}"
+        )
     return known[cpu]
 
 
@@ -100,4 +102,6 @@ def machine_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return frozenset()
-    return frozenset(flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split())
+    return frozenset(
+        flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split()
+    )

@@ -90,7 +90,9 @@ def _TakePointers(function: tirx.PrimFunc, _: tvm.IRModule, __: tvm.transform.Pa
     # te.extern leaves the place of a buffer's first element open.
     offsets = [b.ty.elem_offset for b in buffers if isinstance(b.ty.elem_offset, tirx.Var)]
     bound = [tirx.Bind(offset, tirx.const(0, str(offset.ty.dtype))) for offset in offsets]
-    declared = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(buffers, pointers, strict=True)]
+    declared = [
+        tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(buffers, pointers, strict=True)
+    ]
     return tirx.PrimFunc(pointers, tirx.SeqStmt([*bound, *declared, body]), PrimType("int32"), function.attrs)
 
 
@@ -123,11 +125,14 @@ def _keep_on_stack(node: tirx.Stmt) -> tirx.Stmt:
 def _has_parallel_loop(node: tirx.Stmt) -> bool:
     if isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
         return True
-    inner = [*getattr(node, "seq", ()), *(getattr(node, name, None) for name in ("body", "then_case", "else_case"))]
+    inner = [
+        *getattr(node, "seq", ()),
+        *(getattr(node, name, None) for name in ("body", "then_case", "else_case")),
+    ]
     return any(_has_parallel_loop(part) for part in inner if part is not None)
 
 
 def _bytes(dtype: str) -> int:
     """Bytes of an element, which may be a vector."""
     described = tvm.DataType(str(dtype))
-    return (described.bits * described.lanes + 7) // 8
+    return (int(described.bits) * int(described.lanes) + 7) // 8

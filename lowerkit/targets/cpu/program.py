@@ -94,7 +94,9 @@ def make_program(module: tvm.IRModule) -> Program:
     """
     walk = _Walk()
     function = module["main"]
-    env = dict(zip(function.params, map(walk.input, range(len(function.params)), function.params), strict=True))
+    env = dict(
+        zip(function.params, map(walk.input, range(len(function.params)), function.params), strict=True)
+    )
     steps, result = walk.sequence(function.body, env)
     outputs = result if isinstance(result, tuple) else (result,)
     for index, buffer in enumerate(outputs):
@@ -219,7 +221,8 @@ class _Walk:
         if isinstance(expr, relax.TupleGetItem):
             items = self.value(expr.tuple_value, env)
             assert isinstance(items, tuple)
-            return items[expr.index]
+            item: Value = items[expr.index]
+            return item
         if isinstance(expr, tvm.ir.GenericConst):
             return self.constant(expr.value.numpy())
         if isinstance(expr, tirx.IntImm):
@@ -248,5 +251,5 @@ def _size(ty: relax.TensorType) -> int:
     dims = getattr(getattr(ty, "shape", None), "values", None)
     if dims is None or not all(isinstance(dim, tirx.IntImm) for dim in dims):
         raise UnsupportedError("a value has no static shape", hint="give the model's inputs other shapes")
-    bits = tvm.DataType(str(ty.dtype)).bits
+    bits = int(tvm.DataType(str(ty.dtype)).bits)
     return math.prod(int(dim) for dim in dims) * ((bits + 7) // 8)

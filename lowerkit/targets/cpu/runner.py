@@ -17,7 +17,7 @@ import weakref
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -147,7 +147,9 @@ class _Tensor:
         if array.dtype != self.dtype:
             raise DataError(f"input '{self.name}' must be {self.dtype}, not {array.dtype}")
         if array.shape != self.shape:
-            raise DataError(f"input '{self.name}' must have shape {list(self.shape)}, not {list(array.shape)}")
+            raise DataError(
+                f"input '{self.name}' must have shape {list(self.shape)}, not {list(array.shape)}"
+            )
         return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(self.shape)
 
 
@@ -176,7 +178,7 @@ def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
 
 def _address(array: np.ndarray) -> int:
     try:  # several times faster than numpy's own ways
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(cast(Any, array)))
     except (TypeError, ValueError):  # read-only, or empty
         return array.ctypes.data
 
