@@ -14,12 +14,25 @@ _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_V4, "avx512_vnni")
 _BF16 = (*_VNNI, "avx512_bf16")
 LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4, "x86-64-v4-vnni": _VNNI, "x86-64-v4-bf16": _BF16},
+    "x86_64": {
+        "x86-64-v2": _V2,
+        "x86-64-v3": _V3,
+        "x86-64-v4": _V4,
+        "x86-64-v4-vnni": _VNNI,
+        "x86-64-v4-bf16": _BF16,
+    },
     "aarch64": {"generic": ()},
     "arm64": {"generic": ()},
 }
 #: Float32 lanes of a vector register, by `cpu`; the schedules' inner tiles are multiples of it.
-LANES = {"x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16, "x86-64-v4-vnni": 16, "x86-64-v4-bf16": 16, "generic": 4}
+LANES = {
+    "x86-64-v2": 4,
+    "x86-64-v3": 8,
+    "x86-64-v4": 16,
+    "x86-64-v4-vnni": 16,
+    "x86-64-v4-bf16": 16,
+    "generic": 4,
+}
 
 
 def default_cpu() -> str:
