@@ -24,12 +24,14 @@ from tvm import relax, tirx
 
 from benchmarks.tables import Column, rich_table
 from lowerkit.targets.cpu import features
-from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.expressions import ramp, splat
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.operators import converters, matmul
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
 
-SHAPES = "128x384x384,128x384x1536,128x1536x384,197x192x768,197x768x192,1x784x128,1x384x1536,97x97x97,17x49x47"
+SHAPES = (
+    "128x384x384,128x384x1536,128x1536x384,197x192x768,197x768x192,1x784x128,1x384x1536,97x97x97,17x49x47"
+)
 KINDS = "float32,bf16,int8,weight-int8,weight-int4"
 OPERATORS = {
     "bf16": "MatMulBf16",
@@ -75,14 +77,16 @@ def peak(cpu: str, rounds: int = 20_000) -> Callable[[], float]:
     variables = [tirx.decl_buffer((lanes,), "float32", f"sum{i}") for i in range(sums)]
     whole = [ramp(tirx.const(0, "int64"), lanes)]
     factor, term = (splat(tirx.const(x, "float32"), lanes) for x in (0.5, 0.25))
-    body = [
-        tirx.BufferStore(v, tirx.BufferLoad(v, whole) * factor + term, whole) for v in variables
-    ]
+    body = [tirx.BufferStore(v, tirx.BufferLoad(v, whole) * factor + term, whole) for v in variables]
     many = tirx.For(
         step, tirx.const(0, "int64"), tirx.const(rounds, "int64"), tirx.ForKind.SERIAL, tirx.SeqStmt(body)
     )
-    loads = [tirx.BufferStore(v, tirx.BufferLoad(data, p), whole) for v, p in zip(variables, places, strict=True)]
-    stores = [tirx.BufferStore(data, tirx.BufferLoad(v, whole), p) for v, p in zip(variables, places, strict=True)]
+    loads = [
+        tirx.BufferStore(v, tirx.BufferLoad(data, p), whole) for v, p in zip(variables, places, strict=True)
+    ]
+    stores = [
+        tirx.BufferStore(data, tirx.BufferLoad(v, whole), p) for v, p in zip(variables, places, strict=True)
+    ]
     buffers = [tirx.AllocBuffer(v) for v in variables]
     call = build(tirx.PrimFunc([data], tirx.SeqStmt([*buffers, *loads, many, *stores])), cpu)
     array = tvm.runtime.tensor(np.ones(sums * lanes, np.float32))
@@ -107,7 +111,9 @@ def functions(kind: str, rows: int, depth: int, width: int, cpu: str) -> list[ti
         module = tvm.transform.Sequential(passes)(bb.get())
     calls: list[tirx.PrimFunc] = []
     for binding in module["main"].body.blocks[0].bindings:
-        if isinstance(binding.value, relax.Call) and binding.value.op.same_as(tvm.ir.Op.get("relax.call_tir")):
+        if isinstance(binding.value, relax.Call) and binding.value.op.same_as(
+            tvm.ir.Op.get("relax.call_tir")
+        ):
             calls.append(module[binding.value.args[0]])
     return calls
 

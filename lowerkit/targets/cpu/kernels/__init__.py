@@ -17,7 +17,8 @@ from lowerkit.targets.cpu.kernels.softmax_topk import online_softmax_topk
 from lowerkit.targets.cpu.kernels.top_k import top_k
 from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 
-#: Operator -> its kernel, for every processor. Standard names override TVM's front end; the others are of the domain `lowerkit`.
+#: Operator -> its kernel, for every processor. Standard names override TVM's front end; the others are of the
+#: domain `lowerkit`.
 CONVERTERS: dict[str, Converter] = {
     "Cast": cast,
     "FusedAttention": fused_attention,

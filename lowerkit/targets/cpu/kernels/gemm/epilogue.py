@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
 from tvm.ir import Expr, TensorLoad
-from tvm_ffi import structural_mutate, structural_walk
+from tvm.s_tir.schedule import SBlockRV
+from tvm_ffi import StructuralMutator, structural_mutate, structural_walk
 
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, sequence
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, is_reduction, leaf_blocks
@@ -30,55 +32,51 @@ class Stage:
 class Epilogue:
     """What a function computes of a product's result, element by element.
 
+    What it computes of other tensors on the way may have any shape, and is computed anew where it is read.
+
     Args:
-        schedule: of a function whose first block is the product.
+        schedule: of the function.
+        product: the product's block.
 
     Raises:
-        NotApplicable: when an operator is not elementwise, or has another shape than the product.
+        NotApplicable: when an operator is not elementwise in the product's result.
     """
 
-    def __init__(self, schedule: s_tir.Schedule) -> None:
-        product, *others = leaf_blocks(schedule)
-        block = schedule.get(product)
-        self.product: tirx.Var = block.writes[0].source
+    def __init__(self, schedule: s_tir.Schedule, product: SBlockRV) -> None:
+        blocks = leaf_blocks(schedule)
+        self.product: tirx.Var = schedule.get(product).writes[0].source
         self.shape = [int(dim) for dim in self.product.shape]
         self.parameters = list(schedule.mod["main"].params)
-        self.stages = [self._stage(schedule, other) for other in others]
+        own = schedule.get(product)
+        self.stages = [_stage(schedule, block) for block in blocks if not schedule.get(block).same_as(own)]
         self._uses = {stage.buffer: 0 for stage in self.stages}
+        following = [self.product]
         for stage in self.stages:
-            structural_walk(stage.value, self._check)
+            loads = _nodes(stage.value, TensorLoad)
+            read = [load for load in loads if any(load.source.same_as(f) for f in following)]
+            if any(not _same(load.indices, stage.variables, self.shape) for load in read):
+                raise NotApplicable("an operator reads other elements than its own")
+            if read:
+                following.append(stage.buffer)
+            whole = [int(dim) for dim in stage.buffer.shape] == self.shape
+            if not whole and (read or self._is_output(stage.buffer)):
+                raise NotApplicable("an operator has another shape")
+            for load in loads:
+                # What is read elsewhere is no temporary of the element's own.
+                if load.source in self._uses and _same(load.indices, stage.variables, self.shape):
+                    self._uses[load.source] += 1
 
-    def _stage(self, schedule: s_tir.Schedule, handle: s_tir.schedule.SBlockRV) -> Stage:
-        block = schedule.get(handle)
-        if is_reduction(schedule, handle) or not isinstance(block.body, tirx.BufferStore):
-            raise NotApplicable("an operator is not elementwise")
-        variables = tuple(axis.var for axis in block.iter_vars)
-        if [int(axis.dom.extent) for axis in block.iter_vars] != self.shape:
-            raise NotApplicable("an operator has another shape")
-        if not _same(block.body.indices, variables, self.shape):
-            raise NotApplicable("an operator moves what it computes")
-        return Stage(block.writes[0].source, variables, block.body.value)
-
-    def _check(self, node: object) -> None:
-        if not isinstance(node, TensorLoad):
-            return
-        stage = next((s for s in self.stages if node.source.same_as(s.buffer)), None)
-        if stage is not None:
-            self._uses[stage.buffer] += 1
-        if (stage is not None or node.source.same_as(self.product)) and not any(
-            _same(node.indices, other.variables, self.shape) for other in self.stages
-        ):
-            raise NotApplicable("an operator reads other elements than its own")
+    def _is_output(self, buffer: tirx.Var) -> bool:
+        return any(buffer.same_as(parameter) for parameter in self.parameters)
 
     @property
     def is_short(self) -> bool:
         """Whether it is computed in registers rather than in a loop."""
-        nodes: list[object] = []
-        for stage in self.stages:
-            structural_walk(stage.value, lambda node: nodes.append(node) if isinstance(node, Expr) else None)
-        return len(nodes) <= UNROLLED
+        return sum(len(_nodes(stage.value, Expr)) for stage in self.stages) <= UNROLLED
 
-    def store(self, lead: Sequence[Expr], column: Expr, lanes: int, sums: Callable[[Expr], Expr]) -> tirx.Stmt:
+    def store(
+        self, lead: Sequence[Expr], column: Expr, lanes: int, sums: Callable[[Expr], Expr]
+    ) -> tirx.Stmt:
         """Compute and store `lanes` elements of a row from `column` on.
 
         Args:
@@ -91,30 +89,53 @@ class Epilogue:
             return _vector(lane, lanes, [], [tirx.BufferStore(self.product, sums(lane), place)])
         temporaries: dict[tirx.Var, tirx.Var] = {}
 
-        def value(stage: Stage) -> Expr:
-            axes = dict(zip(stage.variables, place, strict=True))
+        def value(stage: Stage, indices: Sequence[Expr]) -> Expr:
+            axes = dict(zip(stage.variables, indices, strict=True))
 
-            def load(node: TensorLoad, mutator: object) -> Expr:
+            def load(node: TensorLoad, mutator: StructuralMutator) -> Expr:
                 if node.source.same_as(self.product):
                     return sums(lane)
-                if node.source in temporaries:
+                own = indices is place and _same(node.indices, stage.variables, self.shape)
+                if own and node.source in temporaries:
                     return tirx.BufferLoad(temporaries[node.source], [lane])
                 inner = next((s for s in self.stages if node.source.same_as(s.buffer)), None)
-                return value(inner) if inner is not None else mutator.default_mutate(node)
+                moved = mutator.default_mutate(node)
+                return moved if inner is None else value(inner, place if own else moved.indices)
 
-            return structural_mutate(stage.value, [(TensorLoad, load), (tirx.Var, lambda v, _: axes.get(v, v))])
+            return structural_mutate(
+                stage.value, [(TensorLoad, load), (tirx.Var, lambda v, _: axes.get(v, v))]
+            )
 
         body = []
         for stage in self.stages:
-            written = any(stage.buffer.same_as(parameter) for parameter in self.parameters)
             dtype = str(stage.buffer.dtype)
             if self._uses[stage.buffer] > 1 and dtype != "bool":
                 temporary = tirx.decl_buffer((lanes,), dtype, stage.buffer.name)
-                body.append(tirx.BufferStore(temporary, value(stage), [lane]))
+                body.append(tirx.BufferStore(temporary, value(stage, place), [lane]))
                 temporaries[stage.buffer] = temporary
-            if written:
-                body.append(tirx.BufferStore(stage.buffer, value(stage), place))
+            if self._is_output(stage.buffer):
+                body.append(tirx.BufferStore(stage.buffer, value(stage, place), place))
         return _vector(lane, lanes, [on_stack(buffer) for buffer in temporaries.values()], body)
+
+
+def _stage(schedule: s_tir.Schedule, handle: SBlockRV) -> Stage:
+    block = schedule.get(handle)
+    variables = tuple(axis.var for axis in block.iter_vars)
+    shape = [int(dim) for dim in block.writes[0].source.shape]
+    whole = [int(axis.dom.extent) for axis in block.iter_vars] == shape
+    if is_reduction(schedule, handle) or not isinstance(block.body, tirx.BufferStore) or not whole:
+        raise NotApplicable("an operator is not elementwise")
+    if not _same(block.body.indices, variables, shape):
+        raise NotApplicable("an operator moves what it computes")
+    return Stage(block.writes[0].source, variables, block.body.value)
+
+
+def _nodes(value: Expr, kind: type) -> list[Any]:
+    """All nodes of a kind in an expression."""
+    found: list[Any] = []
+    # A callback's result steers the walk; None goes on.
+    structural_walk(value, lambda node: found.append(node) if isinstance(node, kind) else None)
+    return found
 
 
 def _vector(lane: tirx.Var, lanes: int, head: list[tirx.Stmt], body: list[tirx.Stmt]) -> tirx.Stmt:

@@ -30,7 +30,7 @@ class Machine:
     lanes: int
     registers: int
     int8: Dot
-    bf16: Dot = Bfloat16()
+    bf16: Dot
 
     def dot(self, kind: str) -> Dot:
         """The step of a product of this kind: float32, bf16, int8, weight-int8 or weight-int4."""

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Expr, Op
 
-from lowerkit.targets.cpu.kernels.gemm.dots import Bfloat16, Instruction
+from lowerkit.targets.cpu.kernels.gemm.dots import Instruction
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
 from lowerkit.targets.cpu.kernels.gemm.quantise import quantise_rows, quantise_with
@@ -79,9 +79,7 @@ def product(
         return te.compute([*lead, width], sums, name="gemm", attrs={KIND: kind})
 
     name = f"gemm_{kind.replace('-', '_')}"
-    return bb.normalize(
-        bb.call_te(dense, x, *constants, primfunc_name_hint=name, primfunc_attrs=_FUSABLE)
-    )
+    return bb.normalize(bb.call_te(dense, x, *constants, primfunc_name_hint=name, primfunc_attrs=_FUSABLE))
 
 
 def _product_of_activations(bb: relax.BlockBuilder, x: relax.Expr, y: relax.Expr) -> relax.Expr:
@@ -91,8 +89,12 @@ def _product_of_activations(bb: relax.BlockBuilder, x: relax.Expr, y: relax.Expr
         k = te.reduce_axis((0, depth), "k")
         shape = [*_shape(x)[:-1], width]
         return te.compute(
-            shape, lambda *i: te.sum(x(*i[:-1], k) * y(*i[:-2], k, i[-1]), axis=k), name="gemm", attrs={KIND: "float32"}
+            shape,
+            lambda *i: te.sum(x(*i[:-1], k) * y(*i[:-2], k, i[-1]), axis=k),
+            name="gemm",
+            attrs={KIND: "float32"},
         )
+
     return bb.call_te(batched, x, y, primfunc_name_hint="gemm", primfunc_attrs=_FUSABLE)
 
 
@@ -160,7 +162,11 @@ def _rounded(bb: relax.BlockBuilder, machine: Machine, x: relax.Expr) -> relax.E
 
     def rounded(x: te.Tensor) -> te.Tensor:
         def element(*i: tirx.Var) -> Expr:
-            value = x(*i) if padded == depth else tirx.if_then_else(i[-1] < depth, x(*i), tirx.const(0, "float32"))
+            value = (
+                x(*i)
+                if padded == depth
+                else tirx.if_then_else(i[-1] < depth, x(*i), tirx.const(0, "float32"))
+            )
             bits = tirx.reinterpret("uint32", value)
             # Half of the last place that is kept, less one for an even one; a NaN stays one.
             up = bits + ((bits >> _u32(16)) & _u32(1)) + _u32(0x7FFF)

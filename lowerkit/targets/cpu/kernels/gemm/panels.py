@@ -102,7 +102,11 @@ class Layout:
             panel = run.first + tirx.floordiv(vector - run.start, run.size)
             within = step * run.size + tirx.floormod(vector - run.start, run.size)
             index = self.start(run, panel) + within * self.lanes * self.dot.stored
-            found = index if found is None else tirx.Select(vector < run.start + run.count * run.size, index, found)
+            found = (
+                index
+                if found is None
+                else tirx.Select(vector < run.start + run.count * run.size, index, found)
+            )
         assert found is not None
         return found + tirx.floormod(n, self.lanes) * self.dot.stored
 

@@ -138,7 +138,10 @@ def _loop_over_rows(x: tirx.Var, q: tirx.Var, scale: tirx.Var, zero: tirx.Var, l
     offset = _clipped(tirx.nearbyint((tirx.const(0.0, "float32") - at(low)) / at(scalars)), 1)
     body = [
         *(on_stack(buffer) for buffer in (low, high, largest, scalars)),
-        *(put(buffer, splat(tirx.const(0, str(buffer.dtype)), lanes), 0, lanes) for buffer in (low, high, largest)),
+        *(
+            put(buffer, splat(tirx.const(0, str(buffer.dtype)), lanes), 0, lanes)
+            for buffer in (low, high, largest)
+        ),
         *over_row(lambda k, count: widest_of(count, load(k))),
         *(
             statement

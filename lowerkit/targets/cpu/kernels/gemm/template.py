@@ -24,8 +24,8 @@ from tvm_ffi import structural_walk
 
 from lowerkit.targets.cpu.kernels.gemm.dots import Load, Row
 from lowerkit.targets.cpu.kernels.gemm.epilogue import Epilogue
-from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence
+from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.microkernel import Tile, reduction
 from lowerkit.targets.cpu.kernels.gemm.panels import Run, even, layout, tallest
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
@@ -42,10 +42,10 @@ def expand(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
     """`function` with loops over register tiles, or None where it is no product with elementwise operators."""
     schedule = s_tir.Schedule(function)
     try:
-        block = schedule.get(leaf_blocks(schedule)[0])
-        if KIND not in block.annotations:
+        products = [block for block in leaf_blocks(schedule) if KIND in schedule.get(block).annotations]
+        if len(products) != 1:
             return None
-        template = _Template(block, Epilogue(schedule), machine)
+        template = _Template(schedule.get(products[0]), Epilogue(schedule, products[0]), machine)
     except NotApplicable:
         return None
     return function.with_body(template.loops())
@@ -135,7 +135,9 @@ class _Template:
         first_column = ((p - columns.run.first) * columns.run.size + columns.run.start) * self.lanes
         valid = [min(self.lanes, columns.valid - j * self.lanes) for j in range(columns.run.size)]
         # Panels hold whole vectors, other operands do not.
-        tile = Tile.of(rows.size, [self.lanes] * len(valid) if self.packed else valid, self.dot.sum, self.index)
+        tile = Tile.of(
+            rows.size, [self.lanes] * len(valid) if self.packed else valid, self.dot.sum, self.index
+        )
         batch = self._indices(b * self._const(self.rows))[:-1]
         start = self.layout.start(columns.origin, p)
 
@@ -198,7 +200,9 @@ def _choose(variable: tirx.Var, cases: list[tuple[Run, tirx.Stmt]]) -> tirx.Stmt
     """The statement of the run of pieces that `variable` lies in."""
     body = cases[-1][1]
     for run, statement in reversed(cases[:-1]):
-        body = tirx.IfThenElse(variable < tirx.const(run.first + run.count, variable.ty.dtype), statement, body)
+        body = tirx.IfThenElse(
+            variable < tirx.const(run.first + run.count, variable.ty.dtype), statement, body
+        )
     return body
 
 
@@ -207,9 +211,8 @@ def _operands(block: s_tir.SBlock) -> list[tirx.Var]:
     written, found = block.writes[0].source, []
 
     def note(node: object) -> None:
-        if isinstance(node, TensorLoad) and not node.source.same_as(written):
-            if not any(node.source.same_as(other) for other in found):
-                found.append(node.source)
+        if isinstance(node, TensorLoad) and not any(node.source.same_as(x) for x in (written, *found)):
+            found.append(node.source)
 
     structural_walk(block.body, note)
     return found
