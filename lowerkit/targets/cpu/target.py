@@ -53,7 +53,8 @@ class CpuTarget(Target):
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
-        module = import_model(model, CONVERTERS)
+        with tvm.target.Target({"kind": "llvm", "mcpu": cpu}):  # kernels ask it how wide vectors are
+            module = import_model(model, CONVERTERS)
         build_library(module, cpu, directory / runner.LIBRARY)
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}

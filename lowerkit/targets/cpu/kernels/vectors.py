@@ -104,3 +104,8 @@ def vector_lanes() -> int:
     """Float32 lanes of a vector register of the processor that is compiled for."""
     target = tvm.target.Target.current(allow_none=True)
     return LANES[str(target.attrs["mcpu"]) if target is not None else default_cpu()]
+
+
+def fuses_products() -> bool:
+    """Whether that processor has a fused multiply-add, so that products in sums are not rounded."""
+    return vector_lanes() > LANES["x86-64-v2"]
