@@ -176,6 +176,7 @@ def _passes(cpu: str) -> tvm.transform.Pass:
     return tvm.transform.Sequential(
         [
             ChannelsLast(cpu),
+            relax.backend.DispatchSortScan(),  # CumSum
             t.LegalizeOps({**packed.legalizations(), "relax.matmul": matmul(machine(cpu))}),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),

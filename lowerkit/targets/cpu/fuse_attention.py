@@ -112,7 +112,7 @@ def _exponential(softmax: ir.Node) -> list[float] | None:
     if softmax.attributes.get_int("axis", -1) not in (-1, len(shape) - 1):
         return None
     if softmax.op_type in _EXACT:
-        return [float(c) for c in PolyExp(degree=7).polynomial().array()]
+        return [float(c) for c in PolyExp(degree=6).polynomial().array()]
     if softmax.op_type == "PolySoftmax":
         found = constant(softmax.inputs[1])
         return None if found is None else [float(c) for c in np.trim_zeros(found, "f")]

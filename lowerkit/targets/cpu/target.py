@@ -58,13 +58,16 @@ class CpuTarget(Target):
         cpu, threads = _checked(options)
         flags = features.level(cpu).flags
         # TVM takes seconds to import, and opening an artifact does not need it.
+        import tvm
+
         from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
         from lowerkit.targets.cpu.kernels import converters
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
-        module = import_model(model, converters(cpu))
+        with tvm.target.Target(features.tvm_target(cpu)):  # kernels ask it how wide vectors are
+            module = import_model(model, converters(cpu))
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}
             for name, (shape, dtype) in zip(names, output_types(module), strict=True)

@@ -9,6 +9,8 @@ from typing import Any
 from tvm import relax, tirx
 from tvm.ir import Expr
 
+from lowerkit.targets.cpu.kernels.vectors import f32, fuses_products
+
 _LOG2E = 1.4426950408889634
 #: ln 2 in two parts, the first short enough that its product with an exponent is exact.
 _LN2_HIGH, _LN2_REST = 0.693359375, 2.12194440054690583e-4
@@ -52,11 +54,6 @@ def from_rows(bb: relax.BlockBuilder, y: relax.Expr, shape: Sequence[int], axis:
     return bb.normalize(relax.op.permute_dims(y, [order.index(i) for i in range(len(shape))]))
 
 
-def f32(value: float) -> Expr:
-    """A float32 constant."""
-    return tirx.const(value, "float32")
-
-
 def exponent_of(z: Expr) -> Expr:
     """n of e^z = e^r 2^n: a whole number in float32."""
     return tirx.nearbyint(z * f32(_LOG2E))
@@ -96,4 +93,9 @@ def exponential(z: Expr, coefficients: Sequence[Expr]) -> Expr:
     power = tirx.reinterpret(dtype, bits << tirx.const(23, "int32"))
     # As bits and back: TVM would take the sum and the difference for nothing.
     n = tirx.reinterpret(dtype, bits) - f32(_ROUNDING)
-    return horner(coefficients, reduced(bounded, n)) * power
+    # Where products are fused with sums, one part of ln 2 leaves 127 2^-29.
+    r = bounded - n * f32(math.log(2)) if fuses_products() else reduced(bounded, n)
+    if not (isinstance(coefficients[-1], tirx.FloatImm) and float(coefficients[-1].value) == 1):
+        return horner(coefficients, r) * power
+    # The last product and sum the other way round: a sum of such terms then needs no product of its own.
+    return horner(coefficients[:-1], r) * (r * power) + power

@@ -104,3 +104,8 @@ def vector_lanes() -> int:
     """Float32 lanes of a vector register of the processor that is compiled for."""
     target = tvm.target.Target.current(allow_none=True)
     return features.level(str(target.attrs["mcpu"]) if target is not None else features.default_cpu()).lanes
+
+
+def fuses_products() -> bool:
+    """Whether that processor has a fused multiply-add, so that products in sums are not rounded."""
+    return vector_lanes() > features.level("x86-64-v2").lanes
