@@ -220,7 +220,10 @@ def test_quantised_models_keep_their_integers() -> None:
     ("changed", "left"),
     [
         ({"zv": np.uint8(10)}, {"gemm"}),  # 190 - 10 is no signed byte
-        ({"sx": np.full(3, 0.02, np.float32), "zx": np.zeros(3, np.int8)}, {"conv"}),  # a scale per channel of x
+        (
+            {"sx": np.full(3, 0.02, np.float32), "zx": np.zeros(3, np.int8)},
+            {"conv"},
+        ),  # a scale per channel of x
         ({"zw": np.full(4, 1, np.int8)}, {"conv"}),  # -127 - 1 is one; but -128 - 1 is not
     ],
 )
