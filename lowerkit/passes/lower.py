@@ -103,6 +103,9 @@ def apply_plan(model: ir.Model, plan: Plan) -> None:
     nodes = {_name(node): node for node in model.graph.all_nodes()}
     for choice in plan.choices:
         node = nodes.get(choice.node)
+        if node is not None and node.graph is None:  # an earlier method has written it anew, under its name
+            nodes = {_name(each): each for each in model.graph.all_nodes()}
+            node = nodes.get(choice.node)
         if node is None or node.op_type != choice.op or registry.family_of_node(node) is None:
             found = "it is not there" if node is None else f"it is a {node.op_type}"
             raise PlanError(

@@ -15,8 +15,8 @@ from lowerkit.passes.base import Bound, Evidence
 from lowerkit.passes.quantize.base import LinearMethod, product, weight_of
 from lowerkit.passes.quantize.bodies import CONV_BF16, MATMUL_BF16
 
-#: Half the spacing of bfloat16 at 1: eight bits of significand.
-UNIT = 2.0**-9
+#: Half the spacing of bfloat16 at 1: of eight bits of significand, one is before the point.
+UNIT = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Bf16(LinearMethod):
     """Both operands rounded to bfloat16 (nearest, ties to even); products are summed in float32.
 
     bfloat16 has the exponents of float32 and eight bits of significand, so that a normal number is rounded by at
-    most u = 2^-9 of itself, and the product of two such is exact in float32. So
+    most u = 2^-8 of itself, and the product of two such is exact in float32. So
 
         |y - y'| <= ((1 + u)^2 - 1) sum_k |x_k| |w_k|
 
