@@ -318,8 +318,8 @@ def _iree_compile(case: Case, path: Path) -> str:
             extra_args=["--iree-llvmcpu-target-cpu=host", "--iree-opt-level=O3"],
         )
     except Exception as error:  # the importer raises whatever it meets
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LeftOut(f"IREE cannot compile it: {reason}") from error
+        lines = [line for line in str(error).splitlines() if "error:" in line] or [type(error).__name__]
+        raise LeftOut(f"IREE cannot compile it: {lines[0].rpartition('error:')[2].strip()}") from error
     return ""
 
 

@@ -160,10 +160,16 @@ def prepare_apart(contender: Contender, case: Case) -> dict[str, Any]:
 
 def _start(command: str, contender: Contender, case: Case, *rest: str) -> subprocess.Popen[str]:
     words = ["-m", "benchmarks.cpu_workers", command, contender.name, str(case.directory), *rest]
-    log = (case.directory / "log.txt").open("a")
-    with log:
+    # What is set for other programs' sake must not make a contender's threads fewer.
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    with (case.directory / "log.txt").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
         )
 
 
