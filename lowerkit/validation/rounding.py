@@ -20,23 +20,30 @@ CHANGE = 2.0**-20
 
 
 def rounding_noise(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Largest change of each output, relative to its scale, when each float32 weight is changed by `CHANGE`.
+    """Largest change of each output, relative to its scale, when each element of its float32 tensors is
+    changed by `CHANGE`.
 
-    Signs of the changes are random, the same at every call. The model stays as it is.
+    An output that is not finite then has none. Signs of the changes are random, the same at every call. The model
+    stays as it is.
     """
     changed = model.clone()
     rng = np.random.default_rng(0)
     for name in sorted(changed.graph.initializers):
         value = changed.graph.initializers[name]
-        if value.const_value is None or value.dtype != ir.DataType.FLOAT:
+        # Single numbers are often exact by intent: the 1 of a mask's (1 - m) times the least float32.
+        if value.const_value is None or value.dtype != ir.DataType.FLOAT or value.const_value.size < 2:
             continue
         weight = value.const_value.numpy()
         signs = rng.choice(np.array([-1.0, 1.0], np.float32), weight.shape)
-        value.const_value = ir.tensor(weight * (1 + np.float32(CHANGE) * signs), name=name)
+        with np.errstate(over="ignore"):
+            near = weight * (1 + np.float32(CHANGE) * signs)
+        # A mask's least float32 is not to become infinite.
+        value.const_value = ir.tensor(np.where(np.isfinite(near), near, weight), name=name)
     before, after = Reference(model), Reference(changed)
     stats: dict[str, ErrorStats] = {}
     for sample in samples:
         moved = after(sample)
         for name, value in before(sample).items():
             stats.setdefault(name, ErrorStats()).update(value, moved[name])
-    return {name: found.result().relative for name, found in stats.items()}
+    noise = {name: found.result().relative for name, found in stats.items()}
+    return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}
