@@ -158,7 +158,9 @@ def _tvm_failures() -> Iterator[None]:
 def _gcc(arguments: Sequence[str | Path], directory: Path | None = None) -> None:
     compiler = shutil.which("gcc")
     if compiler is None:
-        raise ToolError("no gcc to compile and link the library with", hint="install it: apt-get install gcc libc6-dev")
+        raise ToolError(
+            "no gcc to compile and link the library with", hint="install it: apt-get install gcc libc6-dev"
+        )
     command = [compiler, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
     if done.returncode:
