@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ _SECONDS, _CALLS = 0.3, 30
 
 def least(call: Callable[[], object], seconds: float = _SECONDS) -> float:
     """The CPU time that a tenth of the calls within so many seconds take at most."""
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < _CALLS:
         start = time.thread_time()
         call()
@@ -146,7 +148,7 @@ def measure(kind: str, shape: str, cpu: str, top: Callable[[], float]) -> dict[s
         call = build(function, cpu)
         rng = np.random.default_rng(1)
         arrays = [_array(parameter, rng) for parameter in function.params]
-        times.append(least(lambda call=call, arrays=arrays: call(*arrays)))
+        times.append(least(partial(call, *arrays)))
     best = max(best, top())
     return {
         "kind": kind,

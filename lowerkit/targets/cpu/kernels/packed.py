@@ -1,4 +1,4 @@
-"""Dense layers and convolutions by constant weights, packed when compiling so that loads are contiguous.
+"""Convolutions by constant weights, packed when compiling so that loads are contiguous.
 
 A panel holds the weights of PANEL output channels side by side for each step of the reduction, which is what
 the inner loop of a matrix product reads. The last panel is padded with zeros.
@@ -17,28 +17,7 @@ PANEL = 16
 
 def legalizations() -> dict[str, object]:
     """Relax operator -> how to legalise it, for LegalizeOps; what does not apply is left to TVM."""
-    return {"relax.matmul": _matmul, "relax.nn.conv2d": _conv2d}
-
-
-def _matmul(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    a, b = call.args
-    weight = _constant(b)
-    shape = _static_shape(a)
-    if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2 or _product(shape[:-1]) == 1:
-        return _by_tvm("relax.matmul", bb, call)
-    depth, width = weight.shape
-    if depth == 0 or width < PANEL or str(a.ty.dtype) != "float32":
-        return _by_tvm("relax.matmul", bb, call)
-
-    def dense(x: te.Tensor, panels: te.Tensor) -> te.Tensor:
-        k = te.reduce_axis((0, depth), "k")
-        return te.compute(
-            [*shape[:-1], width],
-            lambda *i: te.sum(x(*i[:-1], k) * panels[i[-1] // PANEL, k, i[-1] % PANEL], axis=k),
-            name="dense_packed",
-        )
-
-    return bb.call_te(dense, a, relax.const(pack(weight)), primfunc_name_hint="dense")
+    return {"relax.nn.conv2d": _conv2d}
 
 
 def _conv2d(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -107,10 +86,6 @@ def _static_shape(value: relax.Expr) -> list[int] | None:
     if shape is None or not all(isinstance(dim, tirx.IntImm) for dim in shape):
         return None
     return [int(dim) for dim in shape]
-
-
-def _product(dims: list[int]) -> int:
-    return int(np.prod(dims, dtype=np.int64))
 
 
 def _by_tvm(name: str, bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

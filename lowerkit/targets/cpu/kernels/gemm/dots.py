@@ -88,10 +88,12 @@ class Nibbles(Dot):
 
     def store(self, weight: np.ndarray) -> np.ndarray:
         nibbles = (weight.astype(np.uint32) & 15) << (4 * np.arange(8, dtype=np.uint32))[:, None]
-        return np.bitwise_or.reduce(nibbles, axis=1).view(np.int32)[..., None]
+        words: np.ndarray = np.bitwise_or.reduce(nibbles, axis=1).view(np.int32)
+        return words[..., None]
 
     def element(self, panels: Callable[[Expr], Expr], at: Expr, k: Expr) -> Expr:
-        return ((panels(at) << (28 - 4 * k).astype("int32")) >> 28).astype("float32")
+        nibble = (panels(at) >> (4 * k).astype("int32")) & 15
+        return ((nibble ^ 8) - 8).astype("float32")
 
 
 @dataclass(frozen=True)
