@@ -19,7 +19,6 @@ from lowerkit.errors import LowerkitError, ToolError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.arena import ALIGNMENT
 from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
-from lowerkit.targets.cpu.kernels import packed
 from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.operators import matmul
 from lowerkit.targets.cpu.layout import ChannelsLast
@@ -179,7 +178,7 @@ def _passes(cpu: str) -> tvm.transform.Pass:
         [
             ChannelsLast(cpu),
             relax.backend.DispatchSortScan(),  # CumSum
-            t.LegalizeOps({**packed.legalizations(), "relax.matmul": matmul(machine(cpu))}),
+            t.LegalizeOps({"relax.matmul": matmul(machine(cpu))}),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
             t.FuseOps(),

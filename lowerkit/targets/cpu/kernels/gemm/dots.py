@@ -76,23 +76,24 @@ class Widened(Dot):
 
 @dataclass(frozen=True)
 class Nibbles(Dot):
-    """float32 by int4 weights, two of a column to a byte: the even one is the low half."""
+    """float32 by int4 weights, eight of a column to an int32, the first one lowest."""
 
-    step: int = 2
-    panel: str = "int8"
+    step: int = 8
+    panel: str = "int32"
 
     def right(self, load: Load, lanes: int) -> list[Expr]:
-        pair = load(lanes).astype(f"int32x{lanes}")
-        four, low = (splat(tirx.const(n, "int32"), lanes) for n in (4, 28))
-        return [x.astype(f"float32x{lanes}") for x in ((pair << low) >> low, pair >> four)]
+        eight = load(lanes)
+        up = [splat(tirx.const(n, "int32"), lanes) for n in range(28, -1, -4)]
+        return [((eight << shift) >> up[0]).astype(f"float32x{lanes}") for shift in up]
 
     def store(self, weight: np.ndarray) -> np.ndarray:
-        low, high = weight[:, 0] & 15, weight[:, 1] << 4
-        return (low | high).astype(np.int8)[..., None]
+        nibbles = (weight.astype(np.uint32) & 15) << (4 * np.arange(8, dtype=np.uint32))[:, None]
+        words: np.ndarray = np.bitwise_or.reduce(nibbles, axis=1).view(np.int32)
+        return words[..., None]
 
     def element(self, panels: Callable[[Expr], Expr], at: Expr, k: Expr) -> Expr:
-        pair = panels(at).astype("int32")
-        return (tirx.Select(k == 0, pair << 28, pair << 24) >> 28).astype("float32")
+        nibble = (panels(at) >> (4 * k).astype("int32")) & 15
+        return ((nibble ^ 8) - 8).astype("float32")
 
 
 @dataclass(frozen=True)

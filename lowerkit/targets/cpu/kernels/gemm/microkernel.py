@@ -11,7 +11,7 @@ from tvm.ir import Expr
 from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Load, Row
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, sequence, splat
 
-#: Steps of the reduction that the body of its loop holds.
+#: Products of a sum that the body of the reduction's loop holds, if they are not more in one step.
 _UNROLLED = 2
 
 
@@ -46,6 +46,15 @@ class Tile:
         """Set the sums of row `i`, vector `j`."""
         return tirx.BufferStore(self.buffer, value, self._place(i, j))
 
+    def clear(self) -> list[tirx.Stmt]:
+        """Set all sums to 0."""
+        zero = tirx.const(0, str(self.buffer.dtype))
+        return [
+            self.store(i, j, splat(zero, lanes))
+            for i in range(self.rows)
+            for j, lanes in enumerate(self.lanes)
+        ]
+
     def element(self, i: Expr | int, j: int, lane: Expr) -> Expr:
         """One sum."""
         return tirx.BufferLoad(self.buffer, [i * self.width + self.start(j) + lane])
@@ -69,14 +78,16 @@ def reduction(
         depth: products of one sum, in `groups` equal groups.
         left: row of the tile -> reads that row of the left operand.
         right: (vector, step, counted over all groups) -> reads the right operand there.
-        scale: (vector, group) -> factors of the right operand's columns.
+        scale: (vector, group) -> factors of the sums over a group.
     """
     length = depth // groups
     whole, rest = divmod(length, dot.step)
-    steps = whole + bool(rest)
     parts = len(dot.right(right(0, tirx.const(0, tile.index)), tile.lanes[0]))
+    group, number = tirx.Var("group", tile.index), tirx.Var("step", tile.index)
+    # Sums over a group are in registers, those over all groups then in memory.
+    sums = tile if scale is None else Tile.of(tile.rows, tile.lanes, str(tile.buffer.dtype), tile.index)
 
-    def step(group: Expr, number: Expr, count: int) -> list[tirx.Stmt]:
+    def step(number: Expr, count: int) -> list[tirx.Stmt]:
         out: list[tirx.Stmt] = []
 
         def bound(value: Expr, name: str) -> Expr:
@@ -84,40 +95,39 @@ def reduction(
             out.append(tirx.Bind(variable, value))
             return variable
 
-        vectors = []
-        for j, lanes in enumerate(tile.lanes):
-            values = dot.right(right(j, group * steps + number), lanes)
-            vectors.append(values if scale is None else [value * factors[j] for value in values])
+        at = group * (whole + bool(rest)) + number
+        vectors = [dot.right(right(j, at), lanes) for j, lanes in enumerate(tile.lanes)]
         for part in range(count):
             k = group * length + number * dot.step + part
             columns = [bound(vector[part], f"b{j}") for j, vector in enumerate(vectors)]
             for i in range(tile.rows):
                 of_row = {n: bound(dot.left(left(i), k, n), f"a{i}") for n in dict.fromkeys(tile.lanes)}
                 for j, lanes in enumerate(tile.lanes):
-                    out.append(tile.store(i, j, dot.accumulate(tile.load(i, j), of_row[lanes], columns[j])))
+                    out.append(sums.store(i, j, dot.accumulate(sums.load(i, j), of_row[lanes], columns[j])))
         return out
 
-    group, number = tirx.Var("group", tile.index), tirx.Var("step", tile.index)
-    zero = tirx.const(0, tile.index)
-    body: list[tirx.Stmt] = []
-    factors: list[Expr] = []
+    body = [] if scale is None else sums.clear()
+    unrolled = max(1, _UNROLLED // parts)
+    rounds = whole // unrolled
+    if rounds:
+        several = [s for u in range(unrolled) for s in step(number * unrolled + u, parts)]
+        body.append(_serial(number, rounds, several))
+    for last in range(rounds * unrolled, whole):
+        body += step(tirx.const(last, tile.index), parts)
+    if rest:
+        body += step(tirx.const(whole, tile.index), rest)
     if scale is not None:
         for j in range(len(tile.lanes)):
-            value = scale(j, group)
-            factors.append(tirx.Var(f"scale{j}", value.ty))
-            body.append(tirx.Bind(factors[j], value))
-    rounds = whole // _UNROLLED
-    if rounds:
-        unrolled = [s for u in range(_UNROLLED) for s in step(group, number * _UNROLLED + u, parts)]
-        count = tirx.const(rounds, tile.index)
-        body.append(tirx.For(number, zero, count, tirx.ForKind.SERIAL, sequence(unrolled)))
-    for last in range(rounds * _UNROLLED, steps):
-        body += step(group, tirx.const(last, tile.index), parts if last < whole else rest)
-    out: list[tirx.Stmt] = [on_stack(tile.buffer)]
-    for i in range(tile.rows):
-        for j, lanes in enumerate(tile.lanes):
-            out.append(tile.store(i, j, splat(tirx.const(0, str(tile.buffer.dtype)), lanes)))
-    if groups == 1:
-        return [*out, tirx.Bind(group, zero), *body]
-    every = tirx.const(groups, tile.index)
-    return [*out, tirx.For(group, zero, every, tirx.ForKind.SERIAL, sequence(body))]
+            factors = tirx.Var(f"scale{j}", scale(j, group).ty)
+            body.append(tirx.Bind(factors, scale(j, group)))
+            body += [tile.store(i, j, tile.load(i, j) + sums.load(i, j) * factors) for i in range(tile.rows)]
+    buffers = [on_stack(buffer) for buffer in dict.fromkeys([tile.buffer, sums.buffer])]
+    loop = (
+        [_serial(group, groups, body)] if groups > 1 else [tirx.Bind(group, tirx.const(0, tile.index)), *body]
+    )
+    return [*buffers, *tile.clear(), *loop]
+
+
+def _serial(variable: tirx.Var, count: int, body: list[tirx.Stmt]) -> tirx.Stmt:
+    first, every = (tirx.const(n, variable.ty.dtype) for n in (0, count))
+    return tirx.For(variable, first, every, tirx.ForKind.SERIAL, sequence(body))

@@ -186,7 +186,8 @@ def _u32(value: int) -> Expr:
 
 def _array(value: relax.Expr) -> np.ndarray:
     assert isinstance(value, tvm.ir.GenericConst)
-    return value.value.numpy()
+    array: np.ndarray = value.value.numpy()
+    return array
 
 
 def _dtype(value: relax.Expr) -> str:

@@ -7,8 +7,8 @@ integers, q - z is stored, and zeros fill a row up to whole steps of the product
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
@@ -35,7 +35,8 @@ def quantise_rows(
 
     def quantised(data: te.Tensor) -> list[te.Tensor]:
         def body(inputs: list[tirx.Var], outputs: list[tirx.Var]) -> tirx.Stmt:
-            return _loop_over_rows(inputs[0], *outputs, lanes)
+            q, scale, zero = outputs
+            return _loop_over_rows(inputs[0], q, scale, zero, lanes)
 
         shapes, types = [(*lead, padded), (*lead, 1), (*lead, 1)], [_dtype(dot), "float32", "int32"]
         return list(te.extern(shapes, [data], body, dtype=types, name="quantise_rows"))
@@ -115,7 +116,7 @@ def _loop_over_rows(x: tirx.Var, q: tirx.Var, scale: tirx.Var, zero: tirx.Var, l
         suffix = f"x{count}" if count > 1 else ""
         return number.astype(f"int32{suffix}").astype(f"{dtype}{suffix}")
 
-    def over_row(body: tvm.ir.Callable) -> list[tirx.Stmt]:
+    def over_row(body: Callable[[Expr, int], list[tirx.Stmt]]) -> list[tirx.Stmt]:
         """Whole vectors in a loop, the rest one by one."""
         chunk = tirx.Var("chunk", "int64")
         whole = depth // lanes

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import tvm
 from tvm import s_tir, tirx
@@ -166,12 +167,7 @@ class _Template:
         def row(source: Tile, i: Expr | int) -> list[tirx.Stmt]:
             lead = self._indices(first_row + i)
             return [
-                self.epilogue.store(
-                    lead,
-                    first_column + j * self.lanes,
-                    lanes,
-                    lambda lane, j=j: source.element(i, j, lane),
-                )
+                self.epilogue.store(lead, first_column + j * self.lanes, lanes, partial(source.element, i, j))
                 for j, lanes in enumerate(valid)
             ]
 
@@ -208,7 +204,8 @@ def _choose(variable: tirx.Var, cases: list[tuple[Run, tirx.Stmt]]) -> tirx.Stmt
 
 def _operands(block: s_tir.SBlock) -> list[tirx.Var]:
     """What the product reads, in the order in which its expression names them."""
-    written, found = block.writes[0].source, []
+    written = block.writes[0].source
+    found: list[tirx.Var] = []
 
     def note(node: object) -> None:
         if isinstance(node, TensorLoad) and not any(node.source.same_as(x) for x in (written, *found)):
