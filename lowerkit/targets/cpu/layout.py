@@ -20,14 +20,12 @@ from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels.conv import Window, conv2d, conv2d_by_channel
 from lowerkit.targets.cpu.kernels.conv_transpose import conv2d_transpose
 
-#: Operators without attributes whose every element is a function of the same element of their arguments.
-_ELEMENTWISE = frozenset(
-    f"relax.{name}"
-    for name in (
-        "abs add ceil clip cos divide erf exp floor log maximum minimum multiply negative nn.gelu nn.gelu_tanh"
-        " nn.leakyrelu nn.relu nn.silu nn.softplus power round rsqrt sigmoid sin sqrt square subtract tanh"
-    ).split()
-)
+#: Operators whose every element is a function of the same element of their arguments.
+_ELEMENTWISE_NAMES = """
+abs add ceil clip cos divide erf exp floor log maximum minimum multiply negative nn.gelu nn.gelu_tanh nn.leakyrelu
+nn.relu nn.silu nn.softplus power round rsqrt sigmoid sin sqrt square subtract tanh
+"""
+_ELEMENTWISE = frozenset(f"relax.{name}" for name in _ELEMENTWISE_NAMES.split())
 _RESHAPES = frozenset({"relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten"})
 _REDUCTIONS = frozenset({"relax.mean", "relax.sum", "relax.max", "relax.min"})
 _POOLS = {"relax.nn.max_pool2d": relax.op.nn.max_pool2d, "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d}
@@ -42,11 +40,22 @@ class ChannelsLast:
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """The pass."""
+        if not any(_convolves(function) for function in module.functions.values()):
+            return module
         rewriter = _Rewriter(module, self.lanes)
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
                 rewriter.builder_.update_func(variable, rewriter.visit_expr(function))
         return rewriter.builder_.get()
+
+
+def _convolves(function: tvm.ir.BaseFunc) -> bool:
+    """Whether there is an image to speak of."""
+    return any(
+        getattr(getattr(binding.value, "op", None), "name", "").startswith("relax.nn.conv2d")
+        for block in (function.body.blocks if isinstance(function, relax.Function) else ())
+        for binding in block.bindings
+    )
 
 
 def last(rank: int) -> list[int]:
@@ -94,7 +103,11 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
     def _twin_of(self, variable: relax.Var, call: relax.Call) -> relax.Expr | None:
         """What the twin of `variable` is, where `call` has one."""
         name = getattr(call.op, "name", None)
-        if _shape(call) is None or not call.args or _shape(call.args[0]) is None:
+        if not _is_static(call) or not call.args:
+            return None
+        if name == "relax.concat":
+            return self._concat(call)
+        if not _is_static(call.args[0]):
             return None
         if name in _RESHAPES:
             return self._reshape(variable, call)
@@ -104,8 +117,10 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
             return self._conv2d(call)
         if name == "relax.nn.conv2d_transpose":
             return self._conv2d_transpose(call)
-        if name == "relax.concat":
-            return None
+        if name == "relax.strided_slice":
+            return self._slice(call)
+        if name == "relax.image.resize2d":
+            return self._resize(call)
         if name in _POOLS:
             return self._pool(call, _POOLS[name])
         if name in _REDUCTIONS:
@@ -116,9 +131,11 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
 
     def _elementwise(self, call: relax.Call) -> relax.Expr | None:
         shape = _shape(call)
-        if not any(arg in self.twins and _shape(arg) == shape for arg in call.args if isinstance(arg, relax.Var)):
+        if not any(
+            arg in self.twins and _shape(arg) == shape for arg in call.args if isinstance(arg, relax.Var)
+        ):
             return None
-        args = [self._follow(arg, len(shape)) if _shape(arg) is not None else arg for arg in call.args]
+        args = [self._follow(arg, len(shape)) if _is_static(arg) else arg for arg in call.args]
         return relax.Call(call.op, args, call.attrs)
 
     def _follow(self, arg: relax.Expr, rank: int) -> relax.Expr:
@@ -141,16 +158,15 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         return moved
 
     def _reshape(self, variable: relax.Var, call: relax.Call) -> relax.Expr | None:
-        """One that leaves batch and channels as they are, or for which their order does not matter."""
+        """One that leaves batch and channels as they are."""
         arg, shape = call.args[0], _shape(call)
         constant = self._constant(arg)
         if constant is not None:
             self.constants[variable] = constant.reshape(shape)
             return None
-        if not isinstance(arg, relax.Var) or arg not in self.twins or len(shape) < 2:
+        if not isinstance(arg, relax.Var) or arg not in self.twins:
             return None
-        before = _shape(arg)
-        if len(shape) < 3 or before[:2] != shape[:2]:
+        if len(shape) < 3 or _shape(arg)[:2] != shape[:2]:
             return None
         return relax.op.reshape(self.twins[arg], [shape[0], *shape[2:], shape[1]])
 
@@ -172,22 +188,21 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         weight = self._constant(w)
         plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "OIHW" and attrs.out_layout == "NCHW"
         groups = int(attrs.groups)
-        if weight is None or out is None or not plain or _dtype(x) != "float32" or 0 in out or 0 in shape:
+        if weight is None or not plain or _dtype(x) != "float32" or 0 in out or 0 in shape:
             return None
         if groups != 1 and not groups == weight.shape[0] == shape[1]:
             return None
+        top, left, bottom, right = (int(p) for p in attrs.padding)
         window = Window(
-            kernel=weight.shape[2:],
-            strides=tuple(int(s) for s in attrs.strides),
-            dilations=tuple(int(d) for d in attrs.dilation),
-            padding=tuple(int(p) for p in attrs.padding),
+            kernel=_pair(weight.shape[2:]),
+            strides=_pair(attrs.strides),
+            dilations=_pair(attrs.dilation),
+            padding=(top, left, bottom, right),
         )
         if groups != 1:
             return conv2d_by_channel(self.builder_, self._follow(x, 4), weight, window)
         if weight.shape[1] < self.lanes and x not in self.twins:
-            return conv2d(
-                self.builder_, self.visit_expr(x), weight, window, self.lanes, channels_first=True
-            )
+            return conv2d(self.builder_, self.visit_expr(x), weight, window, self.lanes, channels_first=True)
         return conv2d(self.builder_, self._follow(x, 4), weight, window, self.lanes)
 
     def _conv2d_transpose(self, call: relax.Call) -> relax.Expr | None:
@@ -196,14 +211,18 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         weight = self._constant(w)
         plain = attrs.data_layout == "NCHW" and attrs.kernel_layout == "IOHW" and attrs.out_layout == "NCHW"
         dense = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
-        if weight is None or out is None or not (plain and dense) or _dtype(x) != "float32":
+        if weight is None or not (plain and dense) or _dtype(x) != "float32":
             return None
         if 0 in out or 0 in shape:
             return None
-        strides = tuple(int(s) for s in attrs.strides)
-        padding = tuple(int(p) for p in attrs.padding[:2])
         return conv2d_transpose(
-            self.builder_, self._follow(x, 4), weight, strides, padding, (out[2], out[3]), self.lanes
+            self.builder_,
+            self._follow(x, 4),
+            weight,
+            _pair(attrs.strides),
+            _pair(attrs.padding[:2]),
+            _pair(out[2:]),
+            self.lanes,
         )
 
     def _pool(self, call: relax.Call, pool: Callable[..., relax.Expr]) -> relax.Expr | None:
@@ -233,6 +252,41 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         reduce = {"relax.mean": relax.op.mean, "relax.sum": relax.op.sum, "relax.max": relax.op.max}
         return reduce.get(call.op.name, relax.op.min)(self.twins[x], [axis - 1 for axis in axes], True)
 
+    def _concat(self, call: relax.Call) -> relax.Expr | None:
+        """One of values that all have twins."""
+        parts, rank = call.args[0], len(_shape(call))
+        fields = list(parts.fields) if isinstance(parts, relax.Tuple) else []
+        if not fields or not all(isinstance(x, relax.Var) and x in self.twins for x in fields):
+            return None
+        axis = last(rank).index(int(call.attrs.axis) % rank)
+        return relax.op.concat([self.twins[x] for x in fields], axis)
+
+    def _slice(self, call: relax.Call) -> relax.Expr | None:
+        x, axes, *rest = call.args
+        if x not in self.twins:
+            return None
+        rank = len(_shape(x))
+        moved = [tirx.IntImm(axis.ty, last(rank).index(int(axis) % rank)) for axis in axes.fields]
+        return relax.Call(call.op, [self.twins[x], relax.Tuple(moved), *rest], call.attrs)
+
+    def _resize(self, call: relax.Call) -> relax.Expr | None:
+        x, size = call.args
+        attrs = call.attrs
+        if x not in self.twins or attrs.layout != "NCHW" or any(float(part) for part in attrs.roi):
+            return None
+        return relax.op.image.resize2d(
+            self.twins[x],
+            size,
+            None,
+            "NHWC",
+            attrs.method,
+            attrs.coordinate_transformation_mode,
+            attrs.rounding_method,
+            attrs.cubic_alpha,
+            attrs.cubic_exclude,
+            attrs.extrapolation_value,
+        )
+
     def _moved(self, value: relax.Expr, axes: Sequence[int]) -> relax.Expr:
         """`value` with its axes permuted, as a view where that moves no number."""
         shape = _shape(value)
@@ -248,12 +302,19 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         return self.constants.get(value) if isinstance(value, relax.Var) else None
 
 
-def _shape(value: relax.Expr) -> list[int] | None:
-    """The static shape of a tensor; None for what has none."""
+def _is_static(value: relax.Expr) -> bool:
+    """Whether `value` is a tensor of static shape."""
     shape = getattr(getattr(value, "ty", None), "shape", None)
-    if not isinstance(shape, relax.ShapeExpr) or not all(isinstance(dim, tirx.IntImm) for dim in shape):
-        return None
-    return [int(dim) for dim in shape]
+    return isinstance(shape, relax.ShapeExpr) and all(isinstance(dim, tirx.IntImm) for dim in shape)
+
+
+def _shape(value: relax.Expr) -> list[int]:
+    return [int(dim) for dim in value.ty.shape]
+
+
+def _pair(numbers: Sequence[int]) -> tuple[int, int]:
+    height, width = (int(number) for number in numbers)
+    return height, width
 
 
 def _dtype(value: relax.Expr) -> str:

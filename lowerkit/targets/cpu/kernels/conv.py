@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
@@ -103,7 +102,9 @@ def conv2d(
             return te.sum(element * panels[o // lanes, r, s, c, o % lanes], axis=[r, s, c])
 
         y = te.compute((n, height, width, filled), product, name=PANELS)
-        return y if filled == channels else te.compute((n, height, width, channels), lambda *i: y(*i), name=CUT)
+        return (
+            y if filled == channels else te.compute((n, height, width, channels), lambda *i: y(*i), name=CUT)
+        )
 
     return call(bb, compute, x, pack(weight, filled, lanes), "conv2d")
 

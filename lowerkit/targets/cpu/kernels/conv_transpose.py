@@ -1,8 +1,8 @@
-"""Transposed convolutions by constant weights, channels last, as one small convolution for each phase of the result.
+"""Transposed convolutions by constant weights, channels last: one small convolution for each phase of the result.
 
-With stride s the result's pixel y gets x[i] w[r] wherever i s + r - pad = y. Pixels with the same phase a = y mod s meet
-the same taps r = t s + (a + pad) mod s, t = 0, 1, ..., and the inputs i = y div s + (a + pad) div s - t: a convolution
-of stride 1 by ceil(k / s) taps. No product with a zero between the pixels is computed, and nothing is added up in
+With stride s the result's pixel y gets x[i] w[r] wherever i s + r - pad = y. Pixels of one phase a = y mod s meet the
+same taps r = t s + (a + pad) mod s, t = 0, 1, ..., and the inputs i = y div s + (a + pad) div s - t: a convolution of
+stride 1 by ceil(k / s) taps. No product with a zero between the pixels is computed, and nothing is added up in
 memory. (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", arXiv:1609.07009.)
 """
 

@@ -12,7 +12,7 @@ from tvm import s_tir
 from tvm.ir import Expr
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from lowerkit.targets.cpu.kernels.conv import BY_CHANNEL, PANELS, PHASES, registers, tile
+from lowerkit.targets.cpu.kernels.conv import BY_CHANNEL, CUT, PANELS, PHASES, registers, tile
 from lowerkit.targets.cpu.schedules.blocks import (
     NotApplicable,
     extents,
@@ -43,16 +43,17 @@ def schedule_convolution(schedule: s_tir.Schedule, lanes: int) -> None:
         raise NotApplicable("not a convolution")
     conv, name = blocks[index], names[index]
     before = inline_producers(schedule, blocks[:index])
-    remaining = inline_producers(schedule, blocks[index + 1 :], _INLINED)
-    if not remaining:
-        remaining = [schedule.cache_write(conv, 0, "global")]
-    # What is spread over a larger image is a loop of its own.
-    shape = extents(schedule, remaining[0])
-    after = [block for block in remaining if extents(schedule, block) == shape]
-    if len(shape) != 4 or after != remaining[: len(after)]:
-        raise NotApplicable("the operators that follow have another shape")
-    for block in remaining[len(after) :]:
+    rest = blocks[index + 1 :]
+    shape = extents(schedule, rest[0] if CUT in names else conv)[:4]
+    same = [block for block in rest if extents(schedule, block) == shape]
+    if same != rest[: len(same)]:
+        raise NotApplicable("an operator of another shape lies between")
+    # What is spread over a larger image, or cut out, is a loop of its own.
+    for block in inline_producers(schedule, rest[len(same) :]):
         schedule_block(schedule, block, lanes)
+    after = [*inline_producers(schedule, same[:-1], _INLINED), *same[-1:]]
+    if not after:
+        after = [schedule.cache_write(conv, 0, "global")]
     parallel = math.prod(shape) * math.prod(_reduction(schedule, conv)) >= _PARALLEL_FROM
     if name == BY_CHANNEL:
         _schedule_by_channel(schedule, before, conv, after, shape, lanes, parallel)
@@ -78,9 +79,7 @@ def _schedule_panels(
             return b, y // sh, y % sh, x // sw, x % sw, o
 
         schedule.transform_block_layout(after[-1], by_phase)
-        schedule.transform_block_layout(
-            conv, lambda b, y, x, o, t, u, c: (*by_phase(b, y, x, o), t, u, c)
-        )
+        schedule.transform_block_layout(conv, lambda b, y, x, o, t, u, c: (*by_phase(b, y, x, o), t, u, c))
         schedule.transform_layout(conv, ("write", 0), by_phase)
         image, row, row_phase, column, column_phase, channel = schedule.get_loops(after[-1])
         outer, width = [image, row_phase, column_phase], shape[2] // sw
@@ -96,8 +95,8 @@ def _schedule_panels(
     _unroll(schedule, [pixel, vector, lane])
     if parallel:
         schedule.parallel(schedule.fuse(*outer))
-    *taps, depth = _reduction(schedule, conv)
-    if depth * taps[-1] <= _UNROLLED_STEPS and math.prod(taps) > 1:
+    reduction = _reduction(schedule, conv)
+    if len(reduction) > 1 and math.prod(reduction[-2:]) <= _UNROLLED_STEPS < math.prod(reduction):
         for loop in _reduced_loops(schedule, conv)[-2:]:
             schedule.unroll(loop)
     _start_sums(schedule, conv)
