@@ -19,6 +19,7 @@ from lowerkit.errors import ArtifactError, LowerkitWarning, PlanError, Unsupport
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
 from lowerkit.passes.base import Contract
+from lowerkit.passes.quantize.mixed import depends_on_samples
 from lowerkit.pipeline import Stages
 from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
@@ -59,9 +60,11 @@ def plan(
 ) -> Plan:
     """The plan that `compile` would follow; arguments as there."""
     chosen = get_target(target)
-    canonical = pipeline.canonical_graph(load_model(path, shape), chosen, Stages(), methods=methods)
+    original = load_model(path, shape)
+    canonical = pipeline.canonical_graph(original, chosen, Stages(), methods=methods)
     pipeline.check_target(canonical, chosen, lowered=False)
-    samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
+    trained = original if depends_on_samples(methods) else None
+    samples, synthetic = pipeline.gather_samples(canonical, _path(calibration), trained)
     lowered = pipeline.lower(
         canonical, chosen, samples, synthetic=synthetic, methods=methods, options=options, check=False
     )
@@ -110,7 +113,8 @@ def compile(
         original = load_model(source, shape)
         canonical = pipeline.canonical_graph(original, chosen, stages, plan, methods)
         pipeline.check_target(canonical, chosen, lowered=False)
-        samples, synthetic = pipeline.gather_samples(canonical, _path(calibration))
+        trained = original if depends_on_samples(methods) else None
+        samples, synthetic = pipeline.gather_samples(canonical, _path(calibration), trained)
         lowering = pipeline.lower(
             canonical,
             chosen,

@@ -28,6 +28,7 @@ from lowerkit.passes.quantize.qdq import use_integers
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.targets.base import Progress, Target
+from lowerkit.validation.distil import distilled_samples
 from lowerkit.validation.samples import read_samples, synthetic_samples
 
 #: Samples drawn when the user gives none.
@@ -101,16 +102,23 @@ def check_target(model: ir.Model, target: Target, *, lowered: bool) -> None:
             raise UnsupportedError(f"target '{target.name}': {reason}", node=describe_node(node), hint=hint)
 
 
-def gather_samples(model: ir.Model, path: Path | None) -> tuple[list[Mapping[str, np.ndarray]], bool]:
-    """The user's calibration samples, or synthetic ones with a warning; and whether they are synthetic."""
+def gather_samples(
+    model: ir.Model, path: Path | None, trained: ir.Model | None = None
+) -> tuple[list[Mapping[str, np.ndarray]], bool]:
+    """The user's calibration samples, or synthetic ones with a warning; and whether they are synthetic.
+
+    Synthetic ones are like the data that `trained` holds statistics of, where it is given and holds any.
+    """
     if path is not None:
         return list(read_samples(path, specs(list(model.graph.inputs)))), False
+    distilled = distilled_samples(trained, SYNTHETIC_SAMPLES, seed=0) if trained is not None else None
+    made_up = "synthetic inputs" if distilled is None else "inputs made up to fit its BatchNormalization"
     warnings.warn(
-        "no calibration data: ranges and errors come from synthetic inputs; pass --calibration D.npz",
+        f"no calibration data: ranges and errors come from {made_up}; pass --calibration D.npz",
         LowerkitWarning,
         stacklevel=3,
     )
-    return list(synthetic_samples(model, SYNTHETIC_SAMPLES, seed=0)), True
+    return distilled or list(synthetic_samples(model, SYNTHETIC_SAMPLES, seed=0)), True
 
 
 def calibrate_plannable(

@@ -14,7 +14,7 @@ from helpers import difference, parse
 
 import lowerkit
 from lowerkit import api, pipeline
-from lowerkit.errors import PlanError
+from lowerkit.errors import LowerkitWarning, PlanError
 from lowerkit.graph.canonicalise import canonicalise
 from lowerkit.passes.quantize.mixed import Mixed
 from lowerkit.passes.quantize.qdq import use_integers
@@ -22,6 +22,7 @@ from lowerkit.pipeline import Lowering, Stages
 from lowerkit.plan import Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import get_target
+from lowerkit.validation.distil import distilled_samples
 
 RNG = np.random.default_rng(0)
 SAMPLES = [{"x": RNG.normal(size=(4, 32)).astype(np.float32)} for _ in range(3)]
@@ -269,3 +270,53 @@ def test_quantised_models_of_onnxruntime_are_taken(tmp_path: Path) -> None:
     for sample in SAMPLES:
         # A sum on a tie of the next quantiser may fall to the other side.
         assert difference(before, model, sample) < 0.01
+
+
+def trained() -> ir.Model:
+    """A convolution and two normalisations, which hold the statistics of smooth images around 3 and -1."""
+    text = """(float[1,2,16,16] x) => (float[1,4,1,1] y) {
+        n = BatchNormalization (x, one, zero, mean0, variance0)
+        c = Conv <pads = [1, 1, 1, 1]> (n, w)
+        m = BatchNormalization (c, scale, shift, mean1, variance1)
+        r = Relu (m)
+        d = Conv (r, v)
+        y = GlobalAveragePool (d)
+    }"""
+    rng = np.random.default_rng(0)
+    arrays = {"one": np.ones(2), "zero": np.zeros(2), "scale": np.ones(4), "shift": np.zeros(4)}
+    arrays |= {"w": rng.normal(size=(4, 2, 3, 3)), "v": rng.normal(size=(4, 4, 1, 1))}
+    arrays |= {"mean0": np.array([3, -1]), "variance0": np.array([0.25, 4.0])}
+    statistics = {"mean1": np.zeros(4), "variance1": np.ones(4)}
+    weights = {name: np.asarray(a, np.float32) for name, a in (arrays | statistics).items()}
+    noise = rng.normal(size=(32, 2, 18, 18))
+    smooth = sum(noise[:, :, i : i + 16, j : j + 16] for i in range(3) for j in range(3)) / 3
+    images = smooth * np.sqrt([0.25, 4.0])[:, None, None] + np.array([3.0, -1.0])[:, None, None]
+    probe = Reference(parse(text, **weights), ["c"])
+    seen = np.concatenate([probe({"x": x[None].astype(np.float32)})["c"] for x in images])
+    weights["mean1"], weights["variance1"] = seen.mean(axis=(0, 2, 3)), seen.var(axis=(0, 2, 3))
+    return parse(text, **weights)
+
+
+def test_inputs_are_distilled_from_batch_normalization() -> None:
+    samples = distilled_samples(trained(), 4, seed=0)
+    assert samples is not None
+    x = np.concatenate([sample["x"] for sample in samples]).astype(np.float64)
+    assert np.abs(x.mean(axis=(0, 2, 3)) - [3, -1]).max() < 0.4
+    assert np.abs(np.log(x.std(axis=(0, 2, 3)) / [0.5, 2])).max() < 0.3
+    beside = np.corrcoef(x[..., :-1].ravel() - 3, x[..., 1:].ravel() - 3)[0, 1]
+    assert beside > 0.5  # smooth, as the images were
+    again = distilled_samples(trained(), 4, seed=0)
+    assert again is not None
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(samples, again, strict=True))
+    assert distilled_samples(network(), 4, seed=0) is None
+
+
+def test_choices_that_need_data_get_distilled_inputs(tmp_path: Path) -> None:
+    onnx.save(ir.serde.serialize_model(trained()), tmp_path / "model.onnx")
+    with pytest.warns(LowerkitWarning, match="made up to fit its BatchNormalization"):
+        plan = api.plan(tmp_path / "model.onnx", methods={"linear": "int8-static"})
+    # The image's own range: what noise around 0 has none of.
+    first = plan.choices[0].options
+    assert (255 - first["zero_point"]) * first["scale"] > 2
+    with pytest.warns(LowerkitWarning, match="come from synthetic inputs"):
+        api.plan(tmp_path / "model.onnx", methods={"linear": "int8"})

@@ -35,6 +35,8 @@ class LinearMethod(Method):
     family: ClassVar[str] = FAMILY
     contract: ClassVar[Contract] = Contract.APPROXIMATE
     on_request: ClassVar[bool] = True
+    #: Whether options are fitted to what the samples give.
+    calibrated: ClassVar[bool] = False
 
     @abstractmethod
     def stored(self, node: ir.Node, weight: np.ndarray) -> dict[str, np.ndarray]:

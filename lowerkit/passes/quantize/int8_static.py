@@ -55,6 +55,7 @@ class Int8Static(LinearMethod):
     zero_point: int = 0
 
     name: ClassVar[str] = "int8-static"
+    calibrated: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Jacob et al. (CVPR 2018), section 3; Nagel et al., A white paper on neural network quantization (2021), "
         "section 3.1, for the ranges; Li et al., RepQuant (2024), for LayerNorm"

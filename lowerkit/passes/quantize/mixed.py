@@ -13,7 +13,7 @@ from lowerkit.calibrate import Calibration
 from lowerkit.errors import PlanError
 from lowerkit.passes import registry
 from lowerkit.passes.lower import apply_plan
-from lowerkit.passes.quantize.base import FAMILY
+from lowerkit.passes.quantize.base import FAMILY, LinearMethod
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan, options_of
 from lowerkit.reference import Reference
@@ -163,6 +163,15 @@ def _error(exact: Outputs, found: Outputs) -> float:
         size = float(np.linalg.norm(error))
         worst = max(worst, size / max(float(np.linalg.norm(y)), 1e-30) if size else 0.0)
     return worst
+
+
+def depends_on_samples(methods: Mapping[str, str] | None) -> bool:
+    """Whether what `methods` says of linear layers is settled by calibration samples. Raises PlanError."""
+    name, _ = registry.parse_choice((methods or {}).get(FAMILY, KEEP))
+    if name in (KEEP, NAME):
+        return name == NAME
+    chosen = registry.method_class(FAMILY, name)
+    return issubclass(chosen, LinearMethod) and chosen.calibrated
 
 
 def resolved(methods: Mapping[str, str] | None, mixed: Mixed | None) -> dict[str, str]:
