@@ -9,13 +9,14 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from lowerkit.errors import ToolError
+from lowerkit.errors import LowerkitError, ToolError
 from lowerkit.targets.cpu.kernels import packed
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
+from lowerkit.targets.cpu.tuning import Tuning
 
 
-def build_library(module: tvm.IRModule, cpu: str, path: Path) -> None:
-    """Compile `module` for processor `cpu` into the shared library `path`.
+def build_library(module: tvm.IRModule, cpu: str, path: Path, tuning: Tuning | None = None) -> None:
+    """Compile `module` for processor `cpu` into the shared library `path`, with tuned schedules where there are any.
 
     Equal modules give equal bytes. Raises ToolError when there is no linker, or TVM or the linker fails.
     """
@@ -33,14 +34,16 @@ def build_library(module: tvm.IRModule, cpu: str, path: Path) -> None:
 
     with target, tvm.transform.PassContext(opt_level=3):
         try:
-            executable = tvm.compile(module, target, relax_pipeline=_pipeline(cpu))
+            executable = tvm.compile(module, target, relax_pipeline=_pipeline(cpu, tuning))
+        except LowerkitError:
+            raise
         except Exception as error:  # TVM's passes raise anything, from TypeError to InternalError
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ToolError(f"TVM cannot compile the graph: {reason}") from error
         executable.export_library(str(path), fcompile=link)
 
 
-def _pipeline(cpu: str) -> tvm.transform.Pass:
+def _pipeline(cpu: str, tuning: Tuning | None) -> tvm.transform.Pass:
     t = relax.transform
     return tvm.transform.Sequential(
         [
@@ -53,6 +56,7 @@ def _pipeline(cpu: str) -> tvm.transform.Pass:
             t.FuseTIR(),
             t.RewriteDataflowReshape(),
             t.DeadCodeElimination(),
+            *([tuning.transform()] if tuning is not None else []),
             ScheduleForCpu(cpu),
             t.ToNonDataflow(),
             t.RemovePurityChecking(),
