@@ -51,7 +51,7 @@ def tuned() -> tuple[Tuning, tvm.IRModule]:
     found = Tuning(CPU, seconds=0.01, threads=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning._Clock, "seconds", _slow_at_first(tuning._Clock.seconds))
-        return found, found.transform()(product())
+        return found, found.apply(product())
 
 
 def _slow_at_first(seconds):  # type: ignore[no-untyped-def]
@@ -86,7 +86,7 @@ def test_records_give_the_same_schedules_again(tuned: tuple[Tuning, tvm.IRModule
     text = found.to_json()
     again = Tuning(CPU, text=text)
     assert again.to_json() == text
-    applied = again.transform()(product())
+    applied = again.apply(product())
     ((_, one),), ((_, other),) = functions(module).items(), functions(applied).items()
     assert tvm_ffi.structural_equal(one, other)
     kept = functions(ScheduleForCpu(CPU)(applied))
@@ -110,7 +110,7 @@ def test_records_that_do_not_fit_are_refused(tuned, change, message) -> None:  #
 
 def test_records_of_another_model_are_refused(tuned: tuple[Tuning, tvm.IRModule]) -> None:
     with pytest.raises(PlanError, match="of another model"):
-        Tuning(CPU, text=tuned[0].to_json()).transform()(product(columns=50))
+        Tuning(CPU, text=tuned[0].to_json()).apply(product(columns=50))
 
 
 def test_a_damaged_trace_is_refused(tuned: tuple[Tuning, tvm.IRModule]) -> None:
@@ -118,7 +118,7 @@ def test_a_damaged_trace_is_refused(tuned: tuple[Tuning, tvm.IRModule]) -> None:
     for record in content["functions"].values():
         record["trace"] = [[["GetSBlock", [], ["no such block", "main"], ["b0"]]], []]
     with pytest.raises(PlanError, match="damaged"):
-        Tuning(CPU, text=json.dumps(content)).transform()(product())
+        Tuning(CPU, text=json.dumps(content)).apply(product())
 
 
 @pytest.mark.parametrize(

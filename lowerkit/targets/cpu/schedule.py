@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tvm
 from tvm import s_tir, tirx
 
-from lowerkit.targets.cpu.features import LANES
+from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 from lowerkit.targets.cpu.schedules.contraction import schedule_contraction
 from lowerkit.targets.cpu.schedules.elementwise import schedule_elementwise
@@ -26,7 +26,7 @@ class ScheduleForCpu:
     """Schedule every TIR function for processor `cpu`; one that no rule fits stays as TVM wrote it."""
 
     def __init__(self, cpu: str) -> None:
-        self.lanes = LANES[cpu]
+        self.lanes = features.level(cpu).lanes
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """The pass."""

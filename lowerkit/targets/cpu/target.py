@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from lowerkit.errors import ModelError, PlanError
-from lowerkit.targets.base import Progress, Runner, Target
+from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.cpu import features, runner, support
 
 
@@ -50,14 +51,13 @@ class CpuTarget(Target):
         directory: Path,
         progress: Progress | None = None,
     ) -> Mapping[str, Any]:
-        """Write `model.so`, TVM's runtime library, `runtime.json` and `run.py`; changes `model`."""
+        """Write `model.so`, `lowerkit.h`, `example.c`, `runtime.json` and `run.py`; changes `model`."""
+        options = self.complete(model, (), options)
         cpu, threads = _checked(options)
-        flags = features.required_flags(cpu)
+        flags = features.level(cpu).flags
         # TVM takes seconds to import, and opening an artifact does not need it.
-        import tvm.libinfo
-
         from lowerkit.targets.cpu import tuning
-        from lowerkit.targets.cpu.build import build_library
+        from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
         from lowerkit.targets.cpu.kernels import CONVERTERS
 
@@ -65,11 +65,11 @@ class CpuTarget(Target):
         names = [value.name for value in model.graph.outputs]
         module = import_model(model, CONVERTERS)
         tuned = tuning.from_options(self.merged(options), cpu, threads)
-        build_library(module, cpu, directory / runner.LIBRARY, tuned)
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}
             for name, (shape, dtype) in zip(names, output_types(module), strict=True)
         ]
+        sizes = build_library(module, cpu, directory / runner.LIBRARY, inputs, outputs, tuned)
         metadata = {
             "inputs": inputs,
             "outputs": outputs,
@@ -77,10 +77,11 @@ class CpuTarget(Target):
             "cpu": cpu,
             "flags": list(flags),
             "threads": threads,
+            "bytes": sizes,
             "tvm": importlib.metadata.version("apache-tvm"),
-            "tvm_ffi": importlib.metadata.version("apache-tvm-ffi"),
         }
-        shutil.copyfile(tvm.libinfo.find_libtvm_runtime(), directory / runner.RUNTIME)
+        for name in PUBLIC:
+            shutil.copyfile(RUNTIME / name, directory / name)
         shutil.copyfile(runner.__file__, directory / "run.py")
         (directory / runner.METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         if tuned is None:
@@ -88,8 +89,28 @@ class CpuTarget(Target):
         (directory / tuning.RECORDS).write_text(tuned.to_json(), encoding="utf-8")
         return {**options, "tune": 0, "tuning": tuning.digest(tuned.to_json())}
 
+    def complete(
+        self,
+        model: ir.Model,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Mapping[str, Any],
+        *,
+        synthetic: bool = False,
+    ) -> dict[str, Any]:
+        """`cpu = "native"` becomes the best level of this machine, so that the plan says which."""
+        merged = self.merged(options)
+        native = merged["cpu"] == features.NATIVE
+        return {**options, "cpu": features.native_cpu()} if native else dict(options)
+
+    def costs(self, directory: Path) -> tuple[CostTable, ...]:
+        """What the library takes of disk and memory."""
+        sizes = json.loads((directory / runner.METADATA).read_bytes())["bytes"]
+        row = ("model.so", sizes["code"], sizes["constants"], sizes["arena"])
+        columns = ("library", "B of code", "B of constants", "B of intermediate values")
+        return (CostTable("code and constants are in the file, the values in memory", columns, (row,)),)
+
     def open(self, directory: Path, options: Mapping[str, Any]) -> Runner:
-        """A runner that needs numpy and `apache-tvm-ffi`; only `threads` of the options matters here."""
+        """A runner that needs numpy alone; only `threads` of the options matters here."""
         return runner.CpuRunner(directory, _checked(options)[1])
 
     def probe(self, model: ir.Model, options: Mapping[str, Any], taps: Sequence[str]) -> Runner:

@@ -26,6 +26,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.schedule import Trace
 
 from lowerkit.errors import PlanError
+from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.schedule import SCHEDULED, ScheduleForCpu, narrow
 
 RECORDS = "tuning.json"
@@ -59,28 +60,26 @@ class Tuning:
         """The records as `tuning.json`; what was read from such a file gives it again."""
         return json.dumps({**self._head, "functions": self.records}, indent=1, sort_keys=True) + "\n"
 
-    def transform(self) -> tvm.transform.Pass:
-        """A pass over unscheduled functions, to stand before `ScheduleForCpu`: searches, then applies the records."""
+    def apply(self, module: tvm.IRModule) -> tvm.IRModule:
+        """The module with its functions scheduled that have records, after a search where one is asked for.
 
-        def apply(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-            functions = {
-                variable: narrow(function)
-                for variable, function in module.functions_items()
-                if isinstance(function, tirx.PrimFunc) and SCHEDULED not in function.attrs
-            }
-            if self.seconds:
-                self._search(module, functions)
-            found = {variable: key(function) for variable, function in functions.items()}
-            if self.records and not set(self.records) & set(found.values()):
-                raise PlanError(
-                    "the tuning records are of another model", hint="tune this one: --tune SECONDS"
-                )
-            for variable, name in found.items():
-                if name in self.records:
-                    module[variable] = _scheduled(functions[variable], self.records[name]["trace"])
-            return module
-
-        return tvm.transform.module_pass(apply, opt_level=0, name="ApplyTuning")
+        Functions that are scheduled already stay as they are. Raises PlanError where no record is of this module.
+        """
+        functions = {
+            variable: narrow(function)
+            for variable, function in module.functions_items()
+            if isinstance(function, tirx.PrimFunc) and SCHEDULED not in function.attrs
+        }
+        if self.seconds:
+            self._search(module, functions)
+        found = {variable: key(function) for variable, function in functions.items()}
+        if self.records and not set(self.records) & set(found.values()):
+            raise PlanError("the tuning records are of another model", hint="tune this one: --tune SECONDS")
+        changed = tvm.IRModule(dict(module.functions_items()))
+        for variable, name in found.items():
+            if name in self.records:
+                changed[variable] = _scheduled(functions[variable], self.records[name]["trace"])
+        return changed
 
     def _search(self, module: tvm.IRModule, functions: Mapping[tvm.ir.GlobalVar, tirx.PrimFunc]) -> None:
         """Tune what costs most, a batch of candidates at a time, until the time is over."""
@@ -194,7 +193,7 @@ class _Clock:
 
     def __init__(self, cpu: str, threads: int) -> None:
         # The search asks for the number of processors; the code does not depend on it.
-        self.target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": threads or 1})
+        self.target = tvm.target.Target({**features.tvm_target(cpu), "num-cores": threads or 1})
 
     def seconds(self, function: tirx.PrimFunc, best: float = math.inf) -> float | None:
         """The fastest of several runs, of only one where that is hopeless; None where TVM cannot compile it."""
@@ -266,7 +265,7 @@ class _Task:
     @property
     def worth(self) -> float:
         """Seconds that it takes of a run, less the longer nothing was gained on it."""
-        return self.calls * self.best / 2**self.vain
+        return self.calls * self.best * 0.5**self.vain
 
     def step(self, clock: _Clock, deadline: float) -> None:
         """Time one batch of candidates, at least one of them."""

@@ -9,6 +9,7 @@ from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
 from lowerkit.targets.cpu.kernels.softmax_topk import online_softmax_topk
+from lowerkit.targets.cpu.kernels.top_k import top_k
 from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 
 #: Operator -> its kernel. Standard names override TVM's front end; the others are of the domain `lowerkit`.
@@ -20,6 +21,7 @@ CONVERTERS: dict[str, Converter] = {
     "PolySoftmax": poly_softmax,
     "ReduceMax": reduce_max,
     "ReduceMin": reduce_min,
+    "TopK": top_k,
     "TwoPassSoftmax": two_pass_softmax,
     "UnifiedMaxSoftmax": unified_max_softmax,
 }
