@@ -256,7 +256,7 @@ class _Task:
     trace: list[Any] | None = None
     best: float = field(init=False)
     #: Batches since something was found.
-    vain: int = 0
+    vain: float = 0
 
     def __post_init__(self) -> None:
         self.best = self.ruled
@@ -271,7 +271,7 @@ class _Task:
         """Time one batch of candidates, at least one of them."""
         candidates = self._candidates()
         if not candidates:
-            self.vain = 1 << 10  # nothing is left: its worth is 0
+            self.vain = math.inf  # nothing is left: its worth is 0
             return
         before = self.best
         results: list[Any] = []
