@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.cpu_contenders import CONTENDERS, REFERENCE, Case, Contender
+from benchmarks.cpu_contenders import CONTENDERS, REFERENCE, Case, Contender, LeftOut
 from benchmarks.cpu_summary import document, summary, terminal
 from benchmarks.cpu_workers import Worker, prepare_apart
 from benchmarks.idle import IDLE, Watch, foreign_load
@@ -65,7 +65,12 @@ def measure(
         print(f"{model.name}: {contender.name}: {_told(facts)}", file=sys.stderr, flush=True)
     judged: dict[str, dict[str, float]] = {}
     for count in threads:
-        workers = {contender: Worker(contender, case, count) for contender in prepared}
+        workers = {}
+        for contender in prepared:
+            try:
+                workers[contender] = Worker(contender, case, count)
+            except LeftOut as error:
+                rows.append({**_names(model, contender), "left_out": str(error)})
         if not judged:
             judged = judge(model, case, {c.name: worker for c, worker in workers.items()})
         turns, foreign = take_turns(list(workers.values()), rounds)

@@ -131,29 +131,20 @@ def _compile(methods: Mapping[str, str]) -> Callable[[Case, Path], str]:
         calibration = path.with_suffix(".npz")
         samples = case.samples()[:CALIBRATION]
         np.savez(calibration, **{name: np.stack([s[name] for s in samples]) for name in case.inputs})
-        options = {"cpu": best_level()}
+        options = {"cpu": "native"}  # peers look at the processor too
         try:
             lowerkit.compile(
                 case.original, path, "cpu", calibration=calibration, methods=methods, options=options
             )
         except lowerkit.LowerkitError as error:
             raise LeftOut(str(error)) from error
-        choices = Counter(choice.method for choice in lowerkit.Artifact.load(path).plan.choices)
-        return f"{options['cpu']}; " + ", ".join(f"{count} {method}" for method, count in choices.items())
+        plan = lowerkit.Artifact.load(path).plan
+        choices = Counter(choice.method for choice in plan.choices)
+        return f"{plan.options['cpu']}; " + ", ".join(
+            f"{count} {method}" for method, count in choices.items()
+        )
 
     return prepare
-
-
-def best_level() -> str:
-    """The highest `cpu` option that this processor has all features for: peers look at the processor too."""
-    import platform
-
-    from lowerkit.targets.cpu.features import LEVELS
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
-    known = LEVELS[platform.machine()]
-    return [level for level, wanted in known.items() if flags.issuperset(wanted)][-1]
 
 
 def _open_artifact(precision: str) -> Callable[[Case, Path, int], Session]:

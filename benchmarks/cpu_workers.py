@@ -22,6 +22,8 @@ import numpy as np
 
 from benchmarks.cpu_contenders import CONTENDERS, Case, Contender, LeftOut, Session
 
+#: What all processes of a case print.
+LOG = "log.txt"
 #: Runs before anything is timed.
 WARM_UP = 3
 
@@ -34,9 +36,7 @@ def prepare(contender: Contender, case: Case) -> dict[str, Any]:
         note = contender.prepare(case, contender.path(case))
     except LeftOut as error:
         return {"left_out": " ".join(str(error).split())}
-    except Exception as error:  # a peer's tools raise anything; what they cannot take is said and left out
-        if contender.ours:
-            raise
+    except Exception as error:  # tools raise anything; what they cannot take is said and left out
         return {"left_out": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     return {
         "prepare_seconds": time.perf_counter() - start,
@@ -108,9 +108,10 @@ def write_outputs(session: Session, case: Case, path: Path) -> None:
 
 
 class Worker:
-    """A contender's process, seen from outside."""
+    """A contender's process, seen from outside. Whatever is asked of it raises LeftOut where it has stopped."""
 
     def __init__(self, contender: Contender, case: Case, threads: int) -> None:
+        self.case = case
         self.process = _start("serve", contender, case, str(threads))
         self.ready = self._read()
 
@@ -145,7 +146,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))} stopped with {self.process.wait()}")
+            raise _stopped(self.process, self.case)
         return json.loads(line)
 
 
@@ -154,15 +155,20 @@ def prepare_apart(contender: Contender, case: Case) -> dict[str, Any]:
     process = _start("prepare", contender, case)
     output, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{contender.name} stopped with {process.returncode}")
+        return {"left_out": str(_stopped(process, case))}
     return dict(json.loads(output))
+
+
+def _stopped(process: subprocess.Popen[str], case: Case) -> LeftOut:
+    last = (case.directory / LOG).read_text(errors="replace").strip().splitlines()[-1:]
+    return LeftOut(f"its process stopped with {process.wait()}: {' '.join(last)}")
 
 
 def _start(command: str, contender: Contender, case: Case, *rest: str) -> subprocess.Popen[str]:
     words = ["-m", "benchmarks.cpu_workers", command, contender.name, str(case.directory), *rest]
     # What is set for other programs' sake must not make a contender's threads fewer.
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    with (case.directory / "log.txt").open("a") as log:
+    with (case.directory / LOG).open("a") as log:
         return subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.PIPE,

@@ -25,6 +25,7 @@ from lowerkit.targets.cpu.layout import ChannelsLast
 from lowerkit.targets.cpu.native import write_object
 from lowerkit.targets.cpu.program import Call, Program, leaves, make_program
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
+from lowerkit.targets.cpu.tuning import Tuning
 
 #: C sources and headers of the runtime, which every library holds.
 RUNTIME = Path(__file__).parent / "runtime"
@@ -42,13 +43,14 @@ def build_library(
     path: Path,
     inputs: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
+    tuning: Tuning | None = None,
 ) -> dict[str, int]:
     """Compile `module`, with these inputs and outputs (name, dtype, shape), into the shared library `path`.
 
     Equal modules give equal bytes. Returns the bytes of `code`, `constants` and `arena`. Raises UnsupportedError for
     what has no static program, and ToolError where there is no compiler or linker, or TVM or one of them fails.
     """
-    program, kernels = lower(module, cpu)
+    program, kernels = lower(module, cpu, tuning)
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as name:
         directory = Path(name)
         write_objects(program, kernels, cpu, directory, inputs, outputs)
@@ -60,10 +62,15 @@ def build_library(
     }
 
 
-def lower(module: tvm.IRModule, cpu: str) -> tuple[Program, dict[str, tirx.PrimFunc]]:
-    """The program of `module`, and its kernels by name, scheduled for `cpu`."""
+def lower(
+    module: tvm.IRModule, cpu: str, tuning: Tuning | None = None
+) -> tuple[Program, dict[str, tirx.PrimFunc]]:
+    """The program of `module`, and its kernels by name, scheduled for `cpu`: as tuned, and the rest by rules."""
     with _tvm_failures(), _target(cpu), tvm.transform.PassContext(opt_level=3):
-        module = _passes(cpu)(module)
+        module = _fused()(module)
+        if tuning is not None:
+            module = tuning.apply(module)
+        module = ScheduleForCpu(cpu)(module)  # type: ignore[operator]
     program = make_program(module)
     used = {step.function for step in leaves(program.steps) if isinstance(step, Call)}
     functions = {f"k_{variable.name_hint}": function for variable, function in module.functions_items()}
@@ -171,8 +178,8 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _passes(cpu: str) -> tvm.transform.Pass:
-    """Operators become loops, loops are fused and scheduled."""
+def _fused() -> tvm.transform.Pass:
+    """Operators become loops, and loops are fused."""
     t = relax.transform
     return tvm.transform.Sequential(
         [
@@ -185,6 +192,5 @@ def _passes(cpu: str) -> tvm.transform.Pass:
             t.FuseTIR(),
             t.RewriteDataflowReshape(),
             t.DeadCodeElimination(),
-            ScheduleForCpu(cpu),
         ]
     )

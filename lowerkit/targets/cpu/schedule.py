@@ -19,6 +19,8 @@ from lowerkit.targets.cpu.schedules.rows import schedule_rows
 
 #: A rule changes a schedule for vectors of so many float32 lanes, or raises NotApplicable or ScheduleError.
 Rule = Callable[[s_tir.Schedule, int], None]
+#: Attribute of functions that are scheduled already.
+SCHEDULED = "tirx.is_scheduled"
 RULES: tuple[Rule, ...] = (schedule_convolution, schedule_contraction, schedule_elementwise, schedule_rows)
 
 
@@ -35,7 +37,7 @@ class ScheduleForCpu:
         scheduled = {
             variable: self._schedule(function)
             for variable, function in module.functions_items()
-            if isinstance(function, tirx.PrimFunc)
+            if isinstance(function, tirx.PrimFunc) and SCHEDULED not in function.attrs
         }
         for variable, function in scheduled.items():
             module[variable] = function
@@ -45,10 +47,7 @@ class ScheduleForCpu:
         expanded = expand(function, self.machine)
         if expanded is not None:
             return expanded
-        try:
-            function = _narrow(function)
-        except NotApplicable:
-            return function
+        function = narrow(function)
         for rule in RULES:
             schedule = s_tir.Schedule(function)
             try:
@@ -60,13 +59,17 @@ class ScheduleForCpu:
         return function
 
 
-def _narrow(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Count loops in int32, without which TVM does not separate whole tiles from cut ones.
+def narrow(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Count loops in int32, without which TVM does not separate whole tiles from cut ones, where that can be done.
 
     The pass would narrow integer data too, so it is for functions on small buffers of float32 and bool alone.
     """
     schedule = s_tir.Schedule(function)
-    for block in map(schedule.get, leaf_blocks(schedule)):
+    try:
+        blocks = leaf_blocks(schedule)
+    except NotApplicable:
+        return function
+    for block in map(schedule.get, blocks):
         for region in (*block.reads, *block.writes):
             buffer = region.source.ty
             size = math.prod(int(dim) for dim in buffer.shape) if _is_static(buffer.shape) else 2**31
