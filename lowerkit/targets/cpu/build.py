@@ -67,7 +67,7 @@ def lower(
 ) -> tuple[Program, dict[str, tirx.PrimFunc]]:
     """The program of `module`, and its kernels by name, scheduled for `cpu`: as tuned, and the rest by rules."""
     with _tvm_failures(), _target(cpu), tvm.transform.PassContext(opt_level=3):
-        module = _fused()(module)
+        module = _fused(cpu)(module)
         if tuning is not None:
             module = tuning.apply(module)
         module = ScheduleForCpu(cpu)(module)  # type: ignore[operator]
@@ -178,7 +178,7 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _fused() -> tvm.transform.Pass:
+def _fused(cpu: str) -> tvm.transform.Pass:
     """Operators become loops, and loops are fused."""
     t = relax.transform
     return tvm.transform.Sequential(
