@@ -207,7 +207,7 @@ def expanded(module: tvm.IRModule, processor: Machine) -> tuple[tvm.IRModule, in
 
 
 def run(module: tvm.IRModule, x: np.ndarray, cpu: str = AVX2) -> np.ndarray:
-    compiled = tvm.compile(module, tvm.target.Target(features.llvm_target(cpu)))
+    compiled = tvm.compile(module, tvm.target.Target(features.tvm_target(cpu)))
     machine = relax.VirtualMachine(compiled, tvm.cpu())
     return machine["main"](tvm.runtime.tensor(x)).numpy()
 
@@ -310,7 +310,7 @@ def test_instructions_of_other_processors(kind: str, instruction: str) -> None:
     )
     function = next(f for name, f in module.functions_items() if "gemm" in name.name_hint)
     named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    text = tvm.compile(named, tvm.target.Target(features.llvm_target(cpu))).mod.inspect_source("asm")
+    text = tvm.compile(named, tvm.target.Target(features.tvm_target(cpu))).mod.inspect_source("asm")
     assert text.count(f"\t{instruction}\t%zmm") + text.count(f"\t{instruction}\t(") >= 24
     assert "lowerkit_" not in text  # the wrapper is inlined
 
