@@ -16,7 +16,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from lowerkit.targets.cpu.features import LANES
+from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels.conv import Window, conv2d, conv2d_by_channel
 from lowerkit.targets.cpu.kernels.conv_transpose import conv2d_transpose
 
@@ -36,7 +36,7 @@ class ChannelsLast:
     """Compute images with their channels last, with kernels for processor `cpu`."""
 
     def __init__(self, cpu: str) -> None:
-        self.lanes = LANES[cpu]
+        self.lanes = features.level(cpu).lanes
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """The pass."""

@@ -121,7 +121,7 @@ def conv2d_by_channel(
 
     # In a low image many taps lie above or below it: they are left out, where rows are few enough to be unrolled.
     low = height * kh <= _LOW
-    top, left, bottom, right = window.padding
+    top, left, _, right = window.padding
 
     def compute(data: te.Tensor, taps: te.Tensor) -> te.Tensor:
         source = padded(data, (0, left, 0, right) if low else window.padding)

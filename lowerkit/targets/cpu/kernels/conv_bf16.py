@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
-from tvm.ir import Expr
+from tvm import relax
 
+from lowerkit.targets.cpu.kernels.bfloat16 import rounded
 from lowerkit.targets.cpu.layout import first, last
 
 _CONVOLUTIONS = {3: relax.op.nn.conv1d, 4: relax.op.nn.conv2d, 5: relax.op.nn.conv3d}
@@ -33,19 +33,8 @@ def conv_bf16(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict
 
 
 def _rounded(bb: relax.BlockBuilder, x: relax.Expr, rank: int) -> relax.Expr:
-    """`x` with the nearest bfloat16 for every number, ties to even, channels last where an image has them so."""
-
-    def nearest(data: te.Tensor) -> te.Tensor:
-        def element(*i: Expr) -> Expr:
-            bits = tirx.reinterpret("uint32", data(*i))
-            half = tirx.const(0x7FFF, "uint32") + ((bits >> 16) & tirx.const(1, "uint32"))
-            kept = (bits + half) & tirx.const(0xFFFF0000, "uint32")
-            # Rounding would carry a NaN into the sign, or to infinity.
-            return tirx.Select(tirx.isnan(data(*i)), data(*i), tirx.reinterpret("float32", kept))
-
-        return te.compute(data.shape, element, name="bf16")
-
+    """`x` rounded with its channels last, where an image that has them so already needs no move."""
     moved = bb.emit(relax.op.permute_dims(x, last(rank)))
     return bb.emit(
-        relax.op.permute_dims(bb.emit_te(nearest, moved, primfunc_name_hint="round_bf16"), first(rank))
+        relax.op.permute_dims(bb.emit_te(rounded, moved, primfunc_name_hint="round_to_bfloat16"), first(rank))
     )

@@ -26,7 +26,6 @@ from lowerkit.targets.cpu.schedules.elementwise import schedule_block
 #: Contraction -> the output's axes that make a tile: rows, vector.
 _AXES = {
     "matmul": (-2, -1),
-    "dense_packed": (-2, -1),
     "conv2d_nchw": (1, 3),
     "group_conv2d_nchw": (2, 3),
 }
