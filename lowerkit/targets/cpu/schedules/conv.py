@@ -26,6 +26,8 @@ from lowerkit.targets.cpu.schedules.elementwise import schedule_block
 _PARALLEL_FROM = 1 << 19
 #: Steps of a reduction over few channels that are unrolled; more of them take too many registers at once.
 _UNROLLED_STEPS = 12
+#: Accumulators of a tile of a kernel by channel; unrolled taps take the other registers.
+_SUMS = 8
 #: Taps of a kernel by channel times accumulators, up to which the taps are unrolled.
 _UNROLLED = 256
 #: Nodes of the expression of what follows a convolution, up to which it is one block: equal parts are computed once.
@@ -112,8 +114,7 @@ def _schedule_by_channel(
     parallel: bool,
 ) -> None:
     width = math.gcd(shape[3], lanes)
-    vectors = next(v for v in (2, 3, 5, 1) if shape[3] // width % v == 0)
-    pixels = min(range(1, 1 + min(shape[2], 10 // vectors)), key=lambda n: (-(-shape[2] // n), n))
+    pixels, vectors = _tile_by_channel(shape[2], shape[3] // width)
     image, row, column, channel = schedule.get_loops(after[-1])
     columns, pixel = schedule.split(column, [None, pixels])
     panels, vector, lane = _split_channels(schedule, channel, shape[3], vectors, width)
@@ -137,6 +138,21 @@ def _schedule_by_channel(
     if parallel:
         schedule.parallel(schedule.fuse(image, panels, bands))
     _start_sums(schedule, conv)
+
+
+def _tile_by_channel(width: int, pieces: int) -> tuple[int, int]:
+    """(pixels, vectors) of a tile for rows of `width` pixels of so many vectors.
+
+    A cut tile asks at every tap whether its pixels exist, which takes half as long again.
+    """
+
+    def cost(shape: tuple[int, int]) -> float:
+        pixels, vectors = shape
+        return -(-width // pixels) * (pixels * vectors + 2) * (3 if width % pixels else 2) / vectors
+
+    return min(
+        ((p, v) for v in (2, 1) if pieces % v == 0 for p in range(1, 1 + min(width, _SUMS // v))), key=cost
+    )
 
 
 def _split_channels(
