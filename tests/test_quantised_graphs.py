@@ -23,6 +23,7 @@ from lowerkit.plan import Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import get_target
 from lowerkit.validation.distil import distilled_samples
+from lowerkit.validation.rounding import is_rounding, rounding_effect
 
 RNG = np.random.default_rng(0)
 SAMPLES = [{"x": RNG.normal(size=(4, 32)).astype(np.float32)} for _ in range(3)]
@@ -320,3 +321,23 @@ def test_choices_that_need_data_get_distilled_inputs(tmp_path: Path) -> None:
     assert (255 - first["zero_point"]) * first["scale"] > 2
     with pytest.warns(LowerkitWarning, match="come from synthetic inputs"):
         api.plan(tmp_path / "model.onnx", methods={"linear": "int8"})
+
+
+def test_rounding_moves_graphs_with_steps_and_no_others() -> None:
+    """Sums on the ties of a coarse quantiser fall to either side; without it the same sums hardly move."""
+    text = "(float[4,32] x) => (float[4,8] y) {{ s = MatMul(x, w) {rounding} y = MatMul({of}, v) }}"
+    rng = np.random.default_rng(0)
+    # Every sum is a whole number and a half, from terms that rounding changes.
+    w = np.tile(rng.normal(size=(32, 1)), (1, 8)).astype(np.float32)
+    x = rng.normal(size=(4, 32))
+    x[:, 0] += (np.floor(x @ w[:, 0]) + 0.5 - x @ w[:, 0]) / w[0, 0]
+    sample, v = {"x": x.astype(np.float32)}, np.eye(8, dtype=np.float32)
+    smooth = parse(text.format(rounding="", of="s"), w=w, v=v)
+    stepped = parse(text.format(rounding="r = Round(s)", of="r"), w=w, v=v)
+    (calm,), (moved,) = (rounding_effect(model, [sample]).values() for model in (smooth, stepped))
+    assert calm.relative < 1e-5
+    assert moved.relative > 0.05
+    assert is_rounding(moved, moved)
+    assert not is_rounding(replace(moved, relative=4 * moved.relative), moved)
+    assert not is_rounding(replace(moved, mean_relative=4 * moved.mean_relative), moved)
+    assert not is_rounding(moved, calm)
