@@ -18,7 +18,6 @@ from lowerkit.artifact import Artifact
 from lowerkit.errors import ArtifactError, LowerkitWarning, PlanError, UnsupportedError
 from lowerkit.graph.inspect import Inspection, inspect_model
 from lowerkit.graph.load import load_model
-from lowerkit.numerics.metrics import Error
 from lowerkit.passes.base import Contract
 from lowerkit.passes.quantize.mixed import depends_on_samples
 from lowerkit.pipeline import Stages
@@ -26,11 +25,13 @@ from lowerkit.plan import Plan
 from lowerkit.report.write import write_report
 from lowerkit.targets.base import Progress, Runner, Target, get_target
 from lowerkit.validation.results import Validation
-from lowerkit.validation.rounding import is_rounding, rounding_effect
+from lowerkit.validation.rounding import rounding_noise
 from lowerkit.validation.samples import read_labels, read_samples, write_arrays
 from lowerkit.validation.validate import validate as validate_models
 
 Shapes = Mapping[str, Sequence[int]]
+#: How much further an artifact may be off than the reference is from itself when its weights' last bits change.
+_TIMES_NOISE = 4
 
 
 def load(path: str | Path, shape: Shapes | None = None) -> ir.Model:
@@ -228,18 +229,18 @@ def _self_check(
     synthetic: bool,
 ) -> Validation:
     """Validate a new artifact on the calibration samples; refuse it when its arithmetic is wrong."""
+    checked = samples[: target.self_checked]
     validation = validate_models(
         original,
         lowered,
         artifact.run,
-        samples[: target.self_checked],
+        checked,
         planned=artifact.plan,
         graphs=graphs,
         synthetic=synthetic,
         oracle=_oracle(target, lowered, artifact.plan),
     )
     _refuse_inexact(validation)
-    effects: dict[str, Error] = {}
     for output in validation.outputs:
         error = output.error.arithmetic
         assert error is not None
@@ -248,9 +249,7 @@ def _self_check(
         found, limit = (error.relative, target.tolerance) if is_float else (error.mean_relative, 0.1)
         if found <= limit or (is_float and error.max_abs <= target.asked_precision(artifact.plan.options)):
             continue
-        # Quantised layers turn rounding into whole steps; how much that is, onnxruntime alone can say.
-        effects = effects or rounding_effect(lowered, samples[: target.self_checked])
-        if is_float and is_rounding(error, effects[output.name]):
+        if is_float and found <= _TIMES_NOISE * rounding_noise(lowered, checked)[output.name]:
             continue
         raise UnsupportedError(
             f"the compiled output '{output.name}' differs from onnxruntime by {found:.2g} of its scale on "

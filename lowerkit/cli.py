@@ -82,6 +82,10 @@ MethodFlag = Annotated[
     ),
 ]
 ThreadsFlag = Annotated[int | None, typer.Option(min=1, help="Threads of the compiled code.")]
+TuneFlag = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", min=0, help="Search so long for faster loops (cpu target)."),
+]
 OptionFlag = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="A target option; see `lowerkit targets`."),
@@ -175,6 +179,7 @@ def compile(
     linear: LinearFlag = None,
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
+    tune: TuneFlag = None,
     device: DeviceFlag = None,
     flow: FlowFlag = None,
     clock: ClockFlag = None,
@@ -200,7 +205,7 @@ def compile(
             methods=_methods(
                 method, softmax=softmax, gelu=gelu, norm=norm, attention=attention, linear=linear
             ),
-            options=_options(option, threads=threads, device=device, flow=flow, clock=clock),
+            options=_options(option, threads=threads, tune=tune, device=device, flow=flow, clock=clock),
             force=force,
             dump_stages=dump_stages,
             progress=progress,

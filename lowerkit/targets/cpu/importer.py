@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
 import tvm
 from onnx_ir.passes.common import InlinePass
@@ -29,6 +31,8 @@ from lowerkit.graph.shapes import infer_shapes
 from lowerkit.graph.weights import initializer
 from lowerkit.targets.cpu import support
 from lowerkit.targets.cpu.decompose import decompose
+from lowerkit.targets.cpu.fuse_attention import fuse_attention
+from lowerkit.targets.cpu.merge_products import merge_products
 
 #: (block builder, inputs, attributes) -> value, or None to leave the node to the front end.
 Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr | None]
@@ -51,6 +55,8 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
         FoldConstants()(model)  # bodies compute axes from their attributes
         infer_shapes(model)
     _check(model, converters)
+    fuse_attention(model)
+    merge_products(model)
     decompose(model)
     model.functions.clear()
     # Bodies hold constants in forms, and arithmetic on axes, that the front end does not take.
@@ -121,6 +127,12 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: operators are refused one by one, with their names."""
+
+    def _parse_array(self, tensor_proto: onnx.TensorProto) -> tvm.runtime.Tensor:
+        """An initializer; one of int4 as int8, for TVM has no memory for half bytes."""
+        if tensor_proto.data_type == onnx.TensorProto.INT4:
+            return tvm.runtime.tensor(onnx.numpy_helper.to_array(tensor_proto).astype(np.int8))
+        return super()._parse_array(tensor_proto)
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:
