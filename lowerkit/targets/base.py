@@ -60,7 +60,8 @@ class Target(ABC):
     #: Whether operators are inlined while lowering, so that what is in their bodies is planned in turn; else the
     #: target inlines what it does not emit itself.
     plans_bodies: ClassVar[bool] = False
-    #: Arithmetic error, relative to an output's scale, above which emitted code is wrong, not imprecise.
+    #: Arithmetic error, relative to an output's scale, above which emitted code is wrong, not imprecise. Where the
+    #: lowered graph itself is moved by more when its constants are rounded, that counts: see `validation.rounding`.
     tolerance: ClassVar[float] = 1e-3
     #: Samples on which a new artifact is compared with onnxruntime before it is moved to its place.
     self_checked: ClassVar[int] = 8
