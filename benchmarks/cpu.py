@@ -4,8 +4,8 @@
     python -m benchmarks.cpu --idle --json build/cpu-speed.json --markdown docs/cpu-speed.md
 
 The command takes less than 25 minutes on two processors, and refuses to start where they are not idle; `--quick` looks
-at two models in less than 3. Peers that are not installed are left out, and so is what a peer cannot run: the last table
-says so. IREE takes part where it is named: `--contenders 'lowerkit fp32,IREE fp32'`.
+at two models in less than 3. Peers that are not installed are left out, and so is what a peer cannot run: the last
+table says so. IREE takes part where it is named: `--contenders 'lowerkit fp32,IREE fp32'`.
 
 Every contender lives in a process of its own that waits on a pipe. Rounds go through the contenders in turn, so that
 drift of the machine's speed meets all of them alike: in each round each runs once uncounted, because others have had
