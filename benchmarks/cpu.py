@@ -5,7 +5,8 @@
 
 The command takes less than 25 minutes on two processors, and refuses to start where they are not idle; `--quick` looks
 at two models in less than 3. Peers that are not installed are left out, and so is what a peer cannot run: the last
-table says so. IREE takes part where it is named: `--contenders 'lowerkit fp32,IREE fp32'`.
+table says so. IREE, and lowerkit with calibrated activations, take part where they are named:
+`--contenders 'lowerkit static int8,OpenVINO int8'`.
 
 Every contender lives in a process of its own that waits on a pipe. Rounds go through the contenders in turn, so that
 drift of the machine's speed meets all of them alike: in each round each runs once uncounted, because others have had
@@ -36,7 +37,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.cpu_contenders import CONTENDERS, REFERENCE, Case, Contender, LeftOut
+from benchmarks.cpu_contenders import CONTENDERS, OPTIONAL, REFERENCE, Case, Contender, LeftOut
 from benchmarks.cpu_summary import document, summary, terminal
 from benchmarks.cpu_workers import Worker, prepare_apart
 from benchmarks.idle import IDLE, Watch, foreign_load
@@ -155,18 +156,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _default() -> list[str]:
-    """All contenders but IREE, which takes longer to compile than the others together."""
-    return [name for name, contender in CONTENDERS.items() if contender.package != "iree"]
-
-
 def main() -> int:
     """Measure, print and save. Exits with 2 where an idle machine is asked for and not found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", help=f"comma-separated; default: {','.join(DEFAULT)}")
-    parser.add_argument(
-        "--contenders", default=",".join(_default()), help="comma-separated; default: %(default)s"
-    )
+    parser.add_argument("--contenders", help=f"comma-separated; default: all but {', '.join(OPTIONAL)}")
     parser.add_argument("--threads", help="comma-separated; default: 1,2")
     parser.add_argument("--rounds", type=int, help="at most so many; default: 30")
     parser.add_argument("--quick", action="store_true", help=f"{','.join(QUICK)} on 2 threads, 7 rounds")
@@ -177,8 +171,9 @@ def main() -> int:
     names = arguments.models.split(",") if arguments.models else QUICK if arguments.quick else DEFAULT
     threads = [int(n) for n in (arguments.threads or ("2" if arguments.quick else "1,2")).split(",")]
     rounds = arguments.rounds or (7 if arguments.quick else 30)
-    # The first runs whatever else is asked for: accuracy is measured against it.
-    contenders = [CONTENDERS[name] for name in dict.fromkeys([*arguments.contenders.split(","), REFERENCE])]
+    # The reference runs whatever else is asked for: accuracy is measured against it.
+    chosen = arguments.contenders.split(",") if arguments.contenders else set(CONTENDERS) - set(OPTIONAL)
+    contenders = [found for name, found in CONTENDERS.items() if name in {*chosen, REFERENCE}]
     load = foreign_load()
     if load > IDLE:
         print(f"the machine is not idle: others use {load:.0%} of a processor", file=sys.stderr)
