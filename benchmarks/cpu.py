@@ -27,6 +27,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -183,7 +184,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         for name in names:
             rows += measure(MODELS[name], contenders, threads, rounds, Path(scratch))
-    result = {"machine": machine(), "rows": rows, "summary": summary(rows)}
+    command = shlex.join(["python", "-m", "benchmarks.cpu", *sys.argv[1:]])
+    result = {"command": command, "machine": machine(), "rows": rows, "summary": summary(rows)}
     console = Console(width=None if sys.stdout.isatty() else 180)
     for part in terminal(result):
         console.print(part)

@@ -158,4 +158,6 @@ def document(text: str, result: Mapping[str, Any]) -> str:
     tables = [
         f"## {heading}\n\n{markdown_table(columns, found)}" for heading, columns, found in sections if found
     ]
-    return "\n".join([f"# {TITLE}\n", f"{text.strip()}\n", f"Measured on {where}\n", *tables])
+    return "\n".join(
+        [f"# {TITLE}\n", f"{text.strip()}\n", f"Measured with `{result['command']}` on {where}\n", *tables]
+    )
