@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,39 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("threads", [2, 4])
+def test_loops_have_no_race(threads: int, pool_stress: Path) -> None:
+    # Without random addresses, which ThreadSanitizer may not find room beside.
+    command = ["setarch", "-R", pool_stress, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if "unexpected memory mapping" in done.stderr or "setarch: failed" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run here")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def pool_stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool") / "stress"
+    sources = [Path(__file__).parent / "cpu_pool.c", *(build.RUNTIME / f"{name}.c" for name in POOL_SOURCES)]
+    flags = ["-std=gnu11", "-g", "-O1", "-pthread", "-fsanitize=thread", f"-I{build.RUNTIME}"]
+    subprocess.run(["gcc", *flags, *sources, "-o", path], check=True)
+    return path
+
+
+POOL_SOURCES = ("pool", "memory", "model", "features")
+
+
+def test_models_compute_side_by_side(wide: Path, tmp_path: Path) -> None:
+    TARGET.emit(parse("g (float[64,256] x) => (float[64,256] y) { y = Softmax(x) }"), {}, tmp_path)
+    runners = [CpuRunner(wide, 2), CpuRunner(tmp_path, 2), CpuRunner(wide, 1)]
+    inputs = {"x": np.random.default_rng(8).standard_normal((64, 256)).astype(F32)}
+    expected = [runner(inputs)["y"] for runner in runners]
+    with ThreadPoolExecutor(len(runners)) as threads:
+        for _ in range(20):
+            for found, want in zip(threads.map(lambda r: r(inputs)["y"], runners), expected, strict=True):
+                np.testing.assert_array_equal(found, want)
+
+
 def test_threads_sleep_between_calls(wide: Path) -> None:
     runners = [CpuRunner(wide, threads) for threads in (2, 4)]
     inputs = {"x": np.ones((64, 256), F32)}
@@ -334,7 +368,7 @@ def test_the_c_code_is_clean_under_sanitizers(mixed: ir.Model, tmp_path: Path) -
     specs = [[dict(zip(keys, spec, strict=True)) for spec in side] for side in (inputs, outputs)]
     build.write_objects(program, kernels, "x86-64-v2", tmp_path, *specs)
     sources = sorted(build.RUNTIME.glob("*.c"))
-    flags = ["-std=c11", "-g", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{build.RUNTIME}"]
+    flags = [*build.CFLAGS, "-O1", "-g", "-Werror", f"-I{build.RUNTIME}"]
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     own = ["program.c", "constants.o", "kernels.o", "-lm"]
     subprocess.run(["gcc", *flags, *sanitize, *sources, *own, "-o", "example"], cwd=tmp_path, check=True)

@@ -19,7 +19,9 @@ from lowerkit.errors import LowerkitError, ToolError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.arena import ALIGNMENT
 from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
-from lowerkit.targets.cpu.kernels import packed
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
+from lowerkit.targets.cpu.kernels.gemm.operators import matmul
+from lowerkit.targets.cpu.layout import ChannelsLast
 from lowerkit.targets.cpu.native import write_object
 from lowerkit.targets.cpu.program import Call, Program, leaves, make_program
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
@@ -65,7 +67,7 @@ def lower(
 ) -> tuple[Program, dict[str, tirx.PrimFunc]]:
     """The program of `module`, and its kernels by name, scheduled for `cpu`: as tuned, and the rest by rules."""
     with _tvm_failures(), _target(cpu), tvm.transform.PassContext(opt_level=3):
-        module = _fused()(module)
+        module = _fused(cpu)(module)
         if tuning is not None:
             module = tuning.apply(module)
         module = ScheduleForCpu(cpu)(module)  # type: ignore[operator]
@@ -176,12 +178,14 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _fused() -> tvm.transform.Pass:
+def _fused(cpu: str) -> tvm.transform.Pass:
     """Operators become loops, and loops are fused."""
     t = relax.transform
     return tvm.transform.Sequential(
         [
-            t.LegalizeOps(packed.legalizations()),
+            ChannelsLast(cpu),
+            relax.backend.DispatchSortScan(),  # CumSum
+            t.LegalizeOps({"relax.matmul": matmul(machine(cpu))}),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
             t.FuseOps(),

@@ -87,10 +87,13 @@ def _TakePointers(function: tirx.PrimFunc, _: tvm.IRModule, __: tvm.transform.Pa
     # LowerTVMBuiltin wants to know where to ask for scratch memory; the runtime ignores it.
     for attribute, value in (("device_type", 1), ("device_id", 0)):
         body = tirx.AttrStmt("default", attribute, tirx.const(value, "int32"), body)
+    # te.extern leaves the place of a buffer's first element open.
+    offsets = [b.ty.elem_offset for b in buffers if isinstance(b.ty.elem_offset, tirx.Var)]
+    bound = [tirx.Bind(offset, tirx.const(0, str(offset.ty.dtype))) for offset in offsets]
     declared = [
         tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(buffers, pointers, strict=True)
     ]
-    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declared, body]), PrimType("int32"), function.attrs)
+    return tirx.PrimFunc(pointers, tirx.SeqStmt([*bound, *declared, body]), PrimType("int32"), function.attrs)
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="lowerkit.KeepOnStack")

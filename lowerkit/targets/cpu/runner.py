@@ -162,9 +162,12 @@ def _load(path: Path) -> ctypes.CDLL:
         link = Path(unique) / LIBRARY
         link.symlink_to(path.resolve())
         try:
-            return ctypes.CDLL(str(link))
+            library = ctypes.CDLL(str(link))
         except OSError as error:
             raise ArtifactError(f"cannot load {path}: {error}", hint="compile again") from None
+    if not hasattr(library, "lowerkit_open"):
+        raise ArtifactError(f"{path} is of an older lowerkit", hint="compile again")
+    return library
 
 
 def _close(library: ctypes.CDLL, model: ctypes.c_void_p) -> None:

@@ -9,8 +9,11 @@ import tvm
 from tvm import s_tir, tirx
 
 from lowerkit.targets.cpu import features
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
+from lowerkit.targets.cpu.kernels.gemm.template import expand
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 from lowerkit.targets.cpu.schedules.contraction import schedule_contraction
+from lowerkit.targets.cpu.schedules.conv import schedule_convolution
 from lowerkit.targets.cpu.schedules.elementwise import schedule_elementwise
 from lowerkit.targets.cpu.schedules.rows import schedule_rows
 
@@ -18,7 +21,7 @@ from lowerkit.targets.cpu.schedules.rows import schedule_rows
 Rule = Callable[[s_tir.Schedule, int], None]
 #: Attribute of functions that are scheduled already.
 SCHEDULED = "tirx.is_scheduled"
-RULES: tuple[Rule, ...] = (schedule_contraction, schedule_elementwise, schedule_rows)
+RULES: tuple[Rule, ...] = (schedule_convolution, schedule_contraction, schedule_elementwise, schedule_rows)
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleForCpu")
@@ -27,6 +30,7 @@ class ScheduleForCpu:
 
     def __init__(self, cpu: str) -> None:
         self.lanes = features.level(cpu).lanes
+        self.machine = machine(cpu)
 
     def transform_module(self, module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """The pass."""
@@ -40,6 +44,9 @@ class ScheduleForCpu:
         return module
 
     def _schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
+        expanded = expand(function, self.machine)
+        if expanded is not None:
+            return expanded
         function = narrow(function)
         for rule in RULES:
             schedule = s_tir.Schedule(function)

@@ -31,7 +31,18 @@ class CpuTarget(Target):
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "poly-exp", "gelu": "poly", "norm": "keep"}
     expands = frozenset({"Attention"})
     native = frozenset(
-        {"OnlineSoftmax", "OnlineSoftmaxTopK", "PolySoftmax", "TwoPassSoftmax", "UnifiedMaxSoftmax"}
+        {
+            "MatMulBf16",
+            "MatMulInt8",
+            "MatMulInt8Static",
+            "MatMulWeightInt4",
+            "MatMulWeightInt8",
+            "OnlineSoftmax",
+            "OnlineSoftmaxTopK",
+            "PolySoftmax",
+            "TwoPassSoftmax",
+            "UnifiedMaxSoftmax",
+        }
     )
     options: ClassVar[Mapping[str, Any]] = {
         "cpu": features.default_cpu(),
@@ -56,14 +67,17 @@ class CpuTarget(Target):
         cpu, threads = _checked(options)
         flags = features.level(cpu).flags
         # TVM takes seconds to import, and opening an artifact does not need it.
+        import tvm
+
         from lowerkit.targets.cpu import tuning
         from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
-        from lowerkit.targets.cpu.kernels import CONVERTERS
+        from lowerkit.targets.cpu.kernels import converters
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
-        module = import_model(model, CONVERTERS)
+        with tvm.target.Target(features.tvm_target(cpu)):  # kernels ask it how wide vectors are
+            module = import_model(model, converters(cpu))
         tuned = tuning.from_options(self.merged(options), cpu, threads)
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}
