@@ -65,7 +65,8 @@ class Tuning:
     def apply(self, module: tvm.IRModule) -> tvm.IRModule:
         """The module with its functions scheduled that have records, after a search where one is asked for.
 
-        Functions that are scheduled already, and products that have a template, stay as they are. Raises PlanError where no record is of this module.
+        Functions that are scheduled already, and products that have a template, stay as they are. Raises PlanError
+        where no record is of this module.
         """
         functions = {
             variable: narrow(function)
@@ -269,7 +270,7 @@ class _Task:
     @property
     def worth(self) -> float:
         """Seconds that it takes of a run, less the longer nothing was gained on it."""
-        return self.calls * self.best * 0.5**self.vain
+        return self.calls * self.best * math.pow(2, -self.vain)
 
     def step(self, clock: _Clock, deadline: float) -> None:
         """Time one batch of candidates, at least one of them."""
