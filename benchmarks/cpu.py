@@ -1,10 +1,12 @@
-"""Artifacts against onnxruntime, OpenVINO and IREE, side by side in one run, on the same threads.
+"""Artifacts against onnxruntime and OpenVINO, side by side in one run, on the same threads.
 
-    pip install 'lowerkit[bench]' 'lowerkit[train]'
-    python -m benchmarks.cpu --json docs/cpu-speed.json --markdown docs/cpu-speed.md
+    pip install -c constraints.txt -e '.[bench]'
+    python -m benchmarks.cpu --idle --json build/cpu-speed.json --markdown docs/cpu-speed.md
 
-The command takes less than 25 minutes on two processors that do nothing else; `--quick` looks at three models in less
-than 3. Peers that are not installed are left out, and so is what a peer cannot run: the last table says so.
+The command takes less than 25 minutes on two processors, and refuses to start where they are not idle; `--quick` looks
+at two models in less than 3. Peers that are not installed are left out, and so is what a peer cannot run: the last
+table says so. IREE, and lowerkit with calibrated activations, take part where they are named:
+`--contenders 'lowerkit static int8,OpenVINO int8'`.
 
 Every contender lives in a process of its own that waits on a pipe. Rounds go through the contenders in turn, so that
 drift of the machine's speed meets all of them alike: in each round each runs once uncounted, because others have had
@@ -25,6 +27,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,7 +38,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.cpu_contenders import CONTENDERS, REFERENCE, Case, Contender, LeftOut
+from benchmarks.cpu_contenders import CONTENDERS, OPTIONAL, REFERENCE, Case, Contender, LeftOut
 from benchmarks.cpu_summary import document, summary, terminal
 from benchmarks.cpu_workers import Worker, prepare_apart
 from benchmarks.idle import IDLE, Watch, foreign_load
@@ -43,7 +46,7 @@ from benchmarks.models import MODELS, BenchmarkModel
 
 #: Models of the default run.
 DEFAULT = ("minilm-l6", "minilm", "deit-tiny", "vit", "ocr-rec", "orientation", "mlp")
-QUICK = ("minilm-l6", "vit", "mlp")
+QUICK = ("minilm", "vit")
 #: Seconds of a contender's turn, and of all rounds of a model on a number of threads; and rounds that it has even so.
 TURN, LIMIT, LEAST = 0.05, 30.0, 5
 _PACKAGES = ("lowerkit", "apache-tvm", "onnxruntime", "openvino", "nncf", "iree-base-compiler", "torch")
@@ -158,7 +161,7 @@ def main() -> int:
     """Measure, print and save. Exits with 2 where an idle machine is asked for and not found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", help=f"comma-separated; default: {','.join(DEFAULT)}")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="comma-separated; default: all")
+    parser.add_argument("--contenders", help=f"comma-separated; default: all but {', '.join(OPTIONAL)}")
     parser.add_argument("--threads", help="comma-separated; default: 1,2")
     parser.add_argument("--rounds", type=int, help="at most so many; default: 30")
     parser.add_argument("--quick", action="store_true", help=f"{','.join(QUICK)} on 2 threads, 7 rounds")
@@ -169,8 +172,9 @@ def main() -> int:
     names = arguments.models.split(",") if arguments.models else QUICK if arguments.quick else DEFAULT
     threads = [int(n) for n in (arguments.threads or ("2" if arguments.quick else "1,2")).split(",")]
     rounds = arguments.rounds or (7 if arguments.quick else 30)
-    # The first runs whatever else is asked for: accuracy is measured against it.
-    contenders = [CONTENDERS[name] for name in dict.fromkeys([*arguments.contenders.split(","), REFERENCE])]
+    # The reference runs whatever else is asked for: accuracy is measured against it.
+    chosen = arguments.contenders.split(",") if arguments.contenders else set(CONTENDERS) - set(OPTIONAL)
+    contenders = [found for name, found in CONTENDERS.items() if name in {*chosen, REFERENCE}]
     load = foreign_load()
     if load > IDLE:
         print(f"the machine is not idle: others use {load:.0%} of a processor", file=sys.stderr)
@@ -180,7 +184,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
         for name in names:
             rows += measure(MODELS[name], contenders, threads, rounds, Path(scratch))
-    result = {"machine": machine(), "rows": rows, "summary": summary(rows)}
+    command = shlex.join(["python", "-m", "benchmarks.cpu", *sys.argv[1:]])
+    result = {"command": command, "machine": machine(), "rows": rows, "summary": summary(rows)}
     console = Console(width=None if sys.stdout.isatty() else 180)
     for part in terminal(result):
         console.print(part)

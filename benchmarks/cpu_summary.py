@@ -22,9 +22,9 @@ LOW, HIGH = 10, 90
 
 RATIOS = (
     Column("model", "{model}"),
-    Column("precision", "{precision}"),
+    Column("contender", "{contender}"),
     Column("threads", "{threads}"),
-    Column("lowerkit ms", "{ours:.3f}"),
+    Column("ms", "{ours:.3f}"),
     Column("fastest peer", "{peer}"),
     Column("its ms", "{theirs:.3f}"),
     Column("ratio", "{ratio:.2f}"),
@@ -60,17 +60,15 @@ LEFT_OUT = (
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each model, precision and number of threads lowerkit against the fastest peer, and the means of these."""
+    """Each of lowerkit's rows against the fastest peer of the same precision, and the means over models of these."""
     timed = [row for row in rows if "ms" in row]
     found = [_against_fastest(ours, timed) for ours in timed if CONTENDERS[ours["contender"]].ours]
     compared = [row for row in found if row is not None]
     means = []
-    for precision in dict.fromkeys(row["precision"] for row in compared):
-        for threads in dict.fromkeys(row["threads"] for row in compared):
-            ratios = [r["ratio"] for r in compared if (r["precision"], r["threads"]) == (precision, threads)]
-            if ratios:
-                means.append(_mean(precision, threads, ratios))
-    return sorted(compared, key=lambda row: row["precision"] != "fp32") + means
+    for group in dict.fromkeys((row["contender"], row["threads"]) for row in compared):
+        means.append(_mean(*group, [r["ratio"] for r in compared if (r["contender"], r["threads"]) == group]))
+    order = list(CONTENDERS)
+    return sorted([*compared, *means], key=lambda row: (order.index(row["contender"]), row["threads"]))
 
 
 def _against_fastest(ours: Row, timed: Sequence[Row]) -> dict[str, Any] | None:
@@ -90,7 +88,7 @@ def _against_fastest(ours: Row, timed: Sequence[Row]) -> dict[str, Any] | None:
     if ours["precision"] == "bf16" and "bf16" not in peer["ran"]:
         remarks.append("the peer fell back to float32")
     return {
-        **{key: ours[key] for key in same},
+        **{key: ours[key] for key in (*same, "contender")},
         "ours": float(np.median(ours["ms"])),
         "peer": peer["contender"],
         "theirs": float(np.median(peer["ms"])),
@@ -101,11 +99,11 @@ def _against_fastest(ours: Row, timed: Sequence[Row]) -> dict[str, Any] | None:
     }
 
 
-def _mean(precision: str, threads: int, ratios: Sequence[float]) -> dict[str, Any]:
+def _mean(contender: str, threads: int, ratios: Sequence[float]) -> dict[str, Any]:
     unknown = float("nan")
     return {
         "model": MEAN,
-        "precision": precision,
+        "contender": contender,
         "threads": threads,
         "ours": unknown,
         "peer": "",
@@ -160,4 +158,6 @@ def document(text: str, result: Mapping[str, Any]) -> str:
     tables = [
         f"## {heading}\n\n{markdown_table(columns, found)}" for heading, columns, found in sections if found
     ]
-    return "\n".join([f"# {TITLE}\n", f"{text.strip()}\n", f"Measured on {where}\n", *tables])
+    return "\n".join(
+        [f"# {TITLE}\n", f"{text.strip()}\n", f"Measured with `{result['command']}` on {where}\n", *tables]
+    )

@@ -135,8 +135,9 @@ def test_the_document_leaves_nothing_out() -> None:
         {"model": "m", "contender": "IREE fp32", "precision": "fp32", "left_out": "it is not installed"},
     ]
     machine = {"processor": "P", "processors": 2, "features": [], "packages": {"onnxruntime": "1"}}
-    text = document("How.", {"machine": machine, "rows": rows, "summary": summary(rows)})
-    for part in ("How.", "2 x P", "onnxruntime 1", "| 0.50 |", "it is not installed", "| – |"):
+    result = {"command": "python x", "machine": machine, "rows": rows, "summary": summary(rows)}
+    text = document("How.", result)
+    for part in ("How.", "`python x`", "2 x P", "onnxruntime 1", "| 0.50 |", "it is not installed", "| – |"):
         assert part in text
 
 

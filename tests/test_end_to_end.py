@@ -13,6 +13,8 @@ from benchmarks.models import MODELS
 from lowerkit.errors import LowerkitWarning
 
 QUICK = ["vit", "mlp", "vit-decomposed-torch", "vit-decomposed-tf"]
+#: Made by torch when they are first asked for.
+EXPORTED = ["minilm-l6", "deit-tiny"]
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "default"])
@@ -20,6 +22,8 @@ QUICK = ["vit", "mlp", "vit-decomposed-torch", "vit-decomposed-tf"]
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 )
 def test_accuracy_bounds_hold(tmp_path: Path, name: str, exact: bool) -> None:
+    if name in EXPORTED:
+        pytest.importorskip("torch")
     row = measure(MODELS[name], exact, tmp_path)
     assert row["ok"], row
 

@@ -27,6 +27,8 @@ from tvm.s_tir.schedule import Trace
 
 from lowerkit.errors import PlanError
 from lowerkit.targets.cpu import features
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
+from lowerkit.targets.cpu.kernels.gemm.template import expand
 from lowerkit.targets.cpu.schedule import SCHEDULED, ScheduleForCpu, narrow
 
 RECORDS = "tuning.json"
@@ -63,12 +65,15 @@ class Tuning:
     def apply(self, module: tvm.IRModule) -> tvm.IRModule:
         """The module with its functions scheduled that have records, after a search where one is asked for.
 
-        Functions that are scheduled already stay as they are. Raises PlanError where no record is of this module.
+        Functions that are scheduled already, and products that have a template, stay as they are. Raises PlanError
+        where no record is of this module.
         """
         functions = {
             variable: narrow(function)
             for variable, function in module.functions_items()
-            if isinstance(function, tirx.PrimFunc) and SCHEDULED not in function.attrs
+            if isinstance(function, tirx.PrimFunc)
+            and SCHEDULED not in function.attrs
+            and expand(function, machine(self.cpu)) is None
         }
         if self.seconds:
             self._search(module, functions)
@@ -265,11 +270,14 @@ class _Task:
     @property
     def worth(self) -> float:
         """Seconds that it takes of a run, less the longer nothing was gained on it."""
-        return self.calls * self.best * 0.5**self.vain
+        return self.calls * self.best * math.pow(2, -self.vain)
 
     def step(self, clock: _Clock, deadline: float) -> None:
         """Time one batch of candidates, at least one of them."""
-        candidates = self._candidates()
+        try:
+            candidates = self._candidates()
+        except Exception:  # TVM's rules are for loops of the usual kind, and fail on others as they like
+            candidates = []
         if not candidates:
             self.vain = math.inf  # nothing is left: its worth is 0
             return
