@@ -174,6 +174,7 @@ def _passes(cpu: str) -> tvm.transform.Pass:
     t = relax.transform
     return tvm.transform.Sequential(
         [
+            relax.backend.DispatchSortScan(),
             t.LegalizeOps(packed.legalizations()),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
