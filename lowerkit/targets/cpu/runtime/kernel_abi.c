@@ -42,7 +42,7 @@ static void *allocate_workspace(int device_type, int device_id, uint64_t size, i
         lk_fail(LOWERKIT_RESOURCES, "a kernel wants more than %d blocks of scratch memory", LK_SCRATCH_BLOCKS);
         return NULL;
     }
-    if (best->size < size) {
+    if (!best->memory || best->size < size) {
         lk_free(best->memory);
         *best = (struct lk_block){lk_allocate(size), size, false};
         if (!best->memory) {
