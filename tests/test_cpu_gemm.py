@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
+from lowerkit.errors import UnsupportedError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels.gemm.dots import BF16_PAIRS, QUADS, Dot
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine, machine
@@ -386,3 +387,12 @@ def test_other_shapes_are_left_to_tvm(tmp_path: Path) -> None:
     target = CpuTarget()
     target.emit(graph_of([each]), {}, tmp_path)
     close(target.open(tmp_path, {"threads": 1})({"x0": x})["y0"], each.expected, each)
+
+
+def test_weights_that_are_computed_are_refused_by_name(tmp_path: Path) -> None:
+    model = graph_of([case("weight-int8", 3, 7, 9)])
+    weight = model.graph.initializers.pop("w0_0")
+    weight.const_value = None
+    model.graph.inputs.append(weight)
+    with pytest.raises(UnsupportedError, match=r"'n0'.*weights are not constant"):
+        CpuTarget().emit(model, {}, tmp_path)
