@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
+from lowerkit.errors import UnsupportedError
 from lowerkit.targets.cpu import features
+from lowerkit.targets.cpu.build import lower
 from lowerkit.targets.cpu.kernels.gemm.dots import BF16_PAIRS, QUADS, Dot
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine, machine
 from lowerkit.targets.cpu.kernels.gemm.operators import converters, matmul
 from lowerkit.targets.cpu.kernels.gemm.panels import even, layout
 from lowerkit.targets.cpu.kernels.gemm.template import expand
+from lowerkit.targets.cpu.program import Call, leaves
 from lowerkit.targets.cpu.target import CpuTarget
 
 AVX2 = "x86-64-v3"
@@ -386,3 +389,21 @@ def test_other_shapes_are_left_to_tvm(tmp_path: Path) -> None:
     target = CpuTarget()
     target.emit(graph_of([each]), {}, tmp_path)
     close(target.open(tmp_path, {"threads": 1})({"x0": x})["y0"], each.expected, each)
+
+
+def test_weights_that_are_computed_are_refused_by_name(tmp_path: Path) -> None:
+    model = graph_of([case("weight-int8", 3, 7, 9)])
+    weight = model.graph.initializers.pop("w0_0")
+    weight.const_value = None
+    model.graph.inputs.append(weight)
+    with pytest.raises(UnsupportedError, match=r"'n0'.*weights are not constant"):
+        CpuTarget().emit(model, {}, tmp_path)
+
+
+def test_products_of_one_tensor_quantise_it_once() -> None:
+    each = case("int8", 5, 9, 17)
+    product = of_operator(each, machine(AVX2))
+    module = module_of(lambda bb, x: relax.op.concat([bb.emit(product(bb, x)) for _ in range(3)]), each.x)
+    program, _ = lower(module, AVX2)
+    calls = [step.function for step in leaves(program.steps) if isinstance(step, Call)]
+    assert sum("quantise_rows" in name for name in calls) == 1

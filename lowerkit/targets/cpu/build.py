@@ -186,6 +186,7 @@ def _fused(cpu: str) -> tvm.transform.Pass:
             ChannelsLast(cpu),
             relax.backend.DispatchSortScan(),  # CumSum
             t.LegalizeOps({"relax.matmul": matmul(machine(cpu))}),
+            t.EliminateCommonSubexpr(),  # products of one tensor quantise it once
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
             t.FuseOps(),

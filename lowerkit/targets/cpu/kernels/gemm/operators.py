@@ -185,7 +185,8 @@ def _u32(value: int) -> Expr:
 
 
 def _array(value: relax.Expr) -> np.ndarray:
-    assert isinstance(value, tvm.ir.GenericConst)
+    if not isinstance(value, tvm.ir.GenericConst):
+        raise ValueError("its weights are not constant")
     array: np.ndarray = value.value.numpy()
     return array
 
