@@ -197,8 +197,7 @@ def _merged(product: ir.Node) -> tuple[ir.Node, list[int]]:
 
 
 def _only_use(node: ir.Node) -> ir.Node | None:
-    uses = node.outputs[0].uses()
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    users = [use.node for use in node.outputs[0].uses()]
+    if len(users) != 1 or node.outputs[0].is_graph_output():
         return None
-    user: ir.Node = uses[0].node
-    return user if user.domain == "" else None
+    return users[0] if users[0].domain == "" else None

@@ -122,7 +122,9 @@ def _repeated(
         return None
     times = len(index) // above[axis]
     own = contiguous(shape)
-    matches = [i for i, (n, s) in enumerate(zip(view.sizes, view.strides, strict=True)) if s == own[axis] and n > 1]
+    matches = [
+        i for i, (n, s) in enumerate(zip(view.sizes, view.strides, strict=True)) if s == own[axis] and n > 1
+    ]
     if not np.array_equal(index, np.repeat(np.arange(above[axis]), times)) or len(matches) != 1:
         return None
     if view.sizes[matches[0]] != shape[axis]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.attention import fused_attention
-from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_softmax
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.minmax import elementwise_max, elementwise_min
-from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
+from lowerkit.targets.cpu.kernels.softmax import exact_softmax, poly_softmax
 from lowerkit.targets.cpu.kernels.softmax_topk import online_softmax_topk
 from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 
@@ -20,11 +19,12 @@ CONVERTERS: dict[str, Converter] = {
     "LayerNormalization": layer_normalization,
     "Max": elementwise_max,
     "Min": elementwise_min,
-    "OnlineSoftmax": online_softmax,
+    "OnlineSoftmax": exact_softmax,
     "OnlineSoftmaxTopK": online_softmax_topk,
     "PolySoftmax": poly_softmax,
     "ReduceMax": reduce_max,
     "ReduceMin": reduce_min,
-    "TwoPassSoftmax": two_pass_softmax,
+    "Softmax": exact_softmax,
+    "TwoPassSoftmax": exact_softmax,
     "UnifiedMaxSoftmax": unified_max_softmax,
 }

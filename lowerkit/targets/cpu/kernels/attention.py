@@ -56,11 +56,7 @@ class View:
     def at(self, batch: Expr, head: Expr, token: Expr | int, channel: Expr | int) -> Expr:
         """The element's place."""
         return (
-            self.offset
-            + batch * self.batch
-            + head * self.head
-            + token * self.token
-            + channel * self.channel
+            self.offset + batch * self.batch + head * self.head + token * self.token + channel * self.channel
         )
 
 
@@ -183,7 +179,10 @@ class _Kernel:
                 for start, lanes in pieces(panel, self.lanes):
                     at = view.at(self.b, head, key + index * panel + start, d)
                     store(
-                        self.panels, load(self.k, at, lanes, view.token), (index * size + d) * panel + start, lanes
+                        self.panels,
+                        load(self.k, at, lanes, view.token),
+                        (index * size + d) * panel + start,
+                        lanes,
                     )
 
         with loop(keys // panel) as index:
@@ -230,7 +229,9 @@ class _Kernel:
         whole, padded = keys - keys % lanes, -(-keys // lanes) * lanes
         top = T.alloc_buffer((lanes,), "float32")
         total = T.alloc_buffer((lanes,), "float32")
-        masks = [(buffer, view, T.bind(view.at(self.b, self.h, query + r, key))) for buffer, view in self.masks]
+        masks = [
+            (buffer, view, T.bind(view.at(self.b, self.h, query + r, key))) for buffer, view in self.masks
+        ]
         for j in range(whole, keys):
             value = self.scores[row + j]
             for buffer, view, at in masks:
@@ -242,11 +243,7 @@ class _Kernel:
         with loop(whole // lanes) as j:
             value = load(self.scores, row + j * lanes, lanes)
             for buffer, view, at in masks:
-                value = value + (
-                    load(buffer, at + j * lanes, lanes)
-                    if view.channel
-                    else buffer[at]
-                )
+                value = value + (load(buffer, at + j * lanes, lanes) if view.channel else buffer[at])
             value = T.bind(value)
             if masks:
                 store(self.scores, value, row + j * lanes, lanes)

@@ -23,6 +23,8 @@ def leaf_blocks(schedule: s_tir.Schedule) -> list[SBlockRV]:
         blocks = list(schedule.get_child_blocks(schedule.get_sblock("root")))
     except s_tir.ScheduleError:
         raise NotApplicable("the function has no blocks") from None
+    if not blocks:
+        raise NotApplicable("the function is written by hand")
     if not all(len(schedule.get(block).writes) for block in blocks):
         raise NotApplicable("a block does not say what it writes")
     return blocks
