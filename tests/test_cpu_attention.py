@@ -24,12 +24,15 @@ def attention(
     path: Path, shapes: dict[str, tuple[int, ...]], mask: np.dtype | None = None, **attributes: object
 ) -> ir.Model:
     """One Attention on q, k, v (and a mask m) of the given shapes, expanded as the cpu target wants it."""
-    kinds = {name: onnx.TensorProto.FLOAT for name in shapes}
+    kinds = dict.fromkeys(shapes, onnx.TensorProto.FLOAT)
     if mask is not None:
         kinds["m"] = onnx.helper.np_dtype_to_tensor_dtype(mask)
     inputs = [onnx.helper.make_tensor_value_info(name, kinds[name], shape) for name, shape in shapes.items()]
     node = onnx.helper.make_node("Attention", list(shapes), ["y"], name="attention", **attributes)
-    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    q, v = shapes["q"], shapes["v"]
+    group = int(attributes.get("q_num_heads", 1)) // int(attributes.get("kv_num_heads", 1))  # type: ignore[call-overload]
+    shape = (*q[:-1], v[-1] * group)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)
     graph = onnx.helper.make_graph([node], "g", inputs, [output])
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10), path
@@ -153,7 +156,7 @@ def test_softmax_methods_inside_of_attention(name: str, tmp_path: Path) -> None:
 
 
 def test_inner_values_that_are_wanted_stay(tmp_path: Path) -> None:
-    shapes = {name: (1, 2, 6, 8) for name in "qkv"}
+    shapes = dict.fromkeys("qkv", (1, 2, 6, 8))
     model = attention(tmp_path / "a.onnx", shapes)
     for wanted in ("Softmax", "Mul"):
         tapped = model.clone()
@@ -195,7 +198,11 @@ def projections(
         onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (2, tokens, width)) for n in inputs
     ]
     graph = onnx.helper.make_graph(
-        nodes, "g", values, [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)], weights
+        nodes,
+        "g",
+        values,
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (2, tokens, width))],
+        weights,
     )
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10), path

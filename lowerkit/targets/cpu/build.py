@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from lowerkit.errors import ToolError
+from lowerkit.targets.cpu.functions import VectorFunctions
 from lowerkit.targets.cpu.kernels import packed
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
 
@@ -54,6 +55,7 @@ def _pipeline(cpu: str) -> tvm.transform.Pass:
             t.RewriteDataflowReshape(),
             t.DeadCodeElimination(),
             ScheduleForCpu(cpu),
+            VectorFunctions(),
             t.ToNonDataflow(),
             t.RemovePurityChecking(),
             t.CallTIRRewrite(),

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lowerkit.graph.domain import DOMAIN
+from lowerkit.graph.domain import DOMAIN, VERSION
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import constant, scalar, shape_of
 from lowerkit.passes.softmax.poly_exp import PolyExp
@@ -33,6 +33,7 @@ def fuse_attention(model: ir.Model) -> None:
         if node.op_type == "MatMul" and node.domain == "":
             found |= _fuse(node)
     if found:
+        model.opset_imports.setdefault(DOMAIN, VERSION)
         RemoveUnusedNodesPass()(model)
 
 
