@@ -26,15 +26,15 @@ _LOG2E = 1.4426950408889634
 #: 1.5 2^23: what is added to it is rounded to a whole number, which is left in the last bits.
 _ROUNDING = 12582912.0
 _ERF = (
-    (7.853861353153693e-5, -8.010193625184903e-4, 5.188327685732524e-3, -2.685381193529856e-2)
-    + (1.128358514861418e-1, -3.761262582423300e-1, 1.128379165726710)
-)  # fmt: skip
+    *(7.853861353153693e-5, -8.010193625184903e-4, 5.188327685732524e-3, -2.685381193529856e-2),
+    *(1.128358514861418e-1, -3.761262582423300e-1, 1.128379165726710),
+)
 _ERF_TAIL = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 _LOG = (
-    (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
-    + (-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
-)  # fmt: skip
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+    *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
 
 
 @tvm.transform.module_pass(opt_level=0, name="VectorFunctions")
@@ -82,7 +82,11 @@ def _exp(x: Expr) -> Expr:
         whole = bits - tirx.reinterpret("int32", f32(_ROUNDING))
         half = whole >> 1
         return (
-            _named("r", reduced(x, n), lambda r: _polynomial(PolyExp(degree=7).polynomial().array(), r))
+            _named(
+                "r",
+                reduced(x, n),
+                lambda r: _polynomial([float(c) for c in PolyExp(degree=7).polynomial().array()], r),
+            )
             * tirx.reinterpret("float32", (half + 127) << 23)
             * tirx.reinterpret("float32", (whole - half + 127) << 23)
         )
