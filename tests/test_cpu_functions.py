@@ -54,3 +54,43 @@ def test_functions_over_the_range_of_float32(name: str, tmp_path: Path) -> None:
     zeros = got[:2]
     if name in ("Erf", "Tanh"):
         np.testing.assert_array_equal(np.signbit(zeros), [False, True])
+
+
+@pytest.mark.parametrize("width", [8, 47, 48])
+def test_rows_are_looked_up_whole(width: int, tmp_path: Path) -> None:
+    """Indices count from the end too; one out of range gives NaN."""
+    table = np.random.default_rng(0).standard_normal((9, width)).astype(np.float32)
+    i = np.array([[0, 8, -1, -9], [9, -10, 2**40, 3]], np.int64)
+    inputs = [onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, i.shape)]
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (*i.shape, width))
+    node = onnx.helper.make_node("Gather", ["table", "i"], ["y"])
+    constants = [onnx.numpy_helper.from_array(table, "table")]
+    graph = onnx.helper.make_graph([node], "g", inputs, [output], constants)
+    opset = onnx.helper.make_opsetid("", 20)
+    path = tmp_path / "g.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
+    target = CpuTarget()
+    target.emit(load_model(path), {}, tmp_path)
+    got = target.open(tmp_path, {"threads": 1})({"i": i})["y"]
+    np.testing.assert_array_equal(got[0], table[[0, 8, 8, 0]])
+    assert np.isnan(got[1, :3]).all()
+    np.testing.assert_array_equal(got[1, 3], table[3])
+
+
+@pytest.mark.parametrize("name", ["Max", "Min"])
+def test_a_nan_is_neither_the_largest_nor_lost(name: str, tmp_path: Path) -> None:
+    a = np.array([1, np.nan, 2, np.nan, -np.inf], np.float32)
+    b = np.array([np.nan, 1, 3, np.nan, np.inf], np.float32)
+    values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, a.shape) for n in "aby"]
+    constants = [onnx.numpy_helper.from_array(np.float32(2.5), "c")]
+    node = onnx.helper.make_node(name, ["a", "c", "b"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", values[:2], values[2:], constants)
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), path
+    )
+    target = CpuTarget()
+    target.emit(load_model(path), {}, tmp_path)
+    got = target.open(tmp_path, {"threads": 1})({"a": a, "b": b})["y"]
+    choose = np.maximum if name == "Max" else np.minimum
+    np.testing.assert_array_equal(got, choose(choose(a, np.float32(2.5)), b))
