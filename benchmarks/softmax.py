@@ -36,7 +36,7 @@ from benchmarks.tables import Column, markdown, rich_table
 from lowerkit.graph.load import load_model, upgrade
 from lowerkit.passes import registry
 from lowerkit.targets.base import get_target
-from lowerkit.targets.cpu.features import LANES, default_cpu
+from lowerkit.targets.cpu.features import default_cpu, level, tvm_target
 from lowerkit.targets.cpu.kernels.streaming import fence, imported, store_past_caches
 from lowerkit.targets.cpu.kernels.vectors import load
 from lowerkit.targets.cpu.runner import CpuRunner
@@ -82,7 +82,7 @@ def in_numpy(x: np.ndarray) -> np.ndarray:
 
 def streamed_copy(x: np.ndarray) -> Callable[[], object]:
     """A copy of `x` with the stores of the cpu target that go past the caches."""
-    lanes = LANES[default_cpu()]
+    lanes = level(default_cpu()).lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         source, result = (T.arg(name, T.buffer((x.size,), "float32")) for name in ("source", "result"))
@@ -90,7 +90,7 @@ def streamed_copy(x: np.ndarray) -> Callable[[], object]:
             with T.serial(0, x.size // lanes) as i:
                 store_past_caches(result, load(source, i * lanes, lanes), i * lanes, lanes)
             fence()
-    target = tvm.target.Target({"kind": "llvm", "mcpu": default_cpu()})
+    target = tvm.target.Target(tvm_target(default_cpu()))
     function = tvm.compile(tvm.IRModule({"main": builder.get()}), target)["main"]
     arguments = [tvm.runtime.tensor(array) for array in (x.ravel(), np.zeros(x.size, np.float32))]
     return lambda: function(*arguments)

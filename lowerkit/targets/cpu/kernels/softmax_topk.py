@@ -1,6 +1,6 @@
-"""lowerkit::OnlineSoftmaxTopK: the online normaliser, TVM's TopK of the logits, and exponentials of those alone.
+"""lowerkit::OnlineSoftmaxTopK: the online normaliser, TopK of the logits, and exponentials of those alone.
 
-Neither the softmax nor its quotients are computed at the row's length. TVM's TopK is a pass of its own.
+Neither the softmax nor its quotients are computed at the row's length. TopK is a pass of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from tvm import relax, te, tirx
 from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
 from lowerkit.targets.cpu.kernels.softmax_pairs import online_pairs
 from lowerkit.targets.cpu.kernels.softmax_rows import exponential, from_rows, to_rows
+from lowerkit.targets.cpu.kernels.top_k import select
 
 
 def online_softmax_topk(
@@ -40,7 +41,7 @@ def online_softmax_topk(
         )
 
     candidates = bb.emit_te(masked, data, pairs, primfunc_name_hint="softmax_candidates")
-    largest = bb.emit(relax.op.topk(candidates, k, 1, ret_type="both", largest=True, dtype="int64"))
+    largest = select(bb, candidates, k, 1)
     values = bb.emit_te(
         weights, bb.emit(relax.TupleGetItem(largest, 0)), pairs, primfunc_name_hint="softmax_weights"
     )

@@ -15,7 +15,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from lowerkit.targets.cpu.features import LANES, default_cpu
+from lowerkit.targets.cpu import features
 
 #: Elements, or more, below which starting threads costs more than they save.
 PARALLEL_FROM = 1 << 14
@@ -109,9 +109,9 @@ def f32(value: float) -> Expr:
 def vector_lanes() -> int:
     """Float32 lanes of a vector register of the processor that is compiled for."""
     target = tvm.target.Target.current(allow_none=True)
-    return LANES[str(target.attrs["mcpu"]) if target is not None else default_cpu()]
+    return features.level(str(target.attrs["mcpu"]) if target is not None else features.default_cpu()).lanes
 
 
 def fuses_products() -> bool:
     """Whether that processor has a fused multiply-add, so that products in sums are not rounded."""
-    return vector_lanes() > LANES["x86-64-v2"]
+    return vector_lanes() > features.level("x86-64-v2").lanes
