@@ -19,6 +19,7 @@ from lowerkit.errors import LowerkitError, ToolError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.arena import ALIGNMENT
 from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
+from lowerkit.targets.cpu.functions import VectorFunctions
 from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.operators import matmul
 from lowerkit.targets.cpu.layout import ChannelsLast
@@ -70,7 +71,7 @@ def lower(
         module = _fused(cpu)(module)
         if tuning is not None:
             module = tuning.apply(module)
-        module = ScheduleForCpu(cpu)(module)  # type: ignore[operator]
+        module = VectorFunctions()(ScheduleForCpu(cpu)(module))  # type: ignore[operator]
     program = make_program(module)
     used = {step.function for step in leaves(program.steps) if isinstance(step, Call)}
     functions = {f"k_{variable.name_hint}": function for variable, function in module.functions_items()}

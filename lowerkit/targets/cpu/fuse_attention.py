@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lowerkit.graph.domain import DOMAIN
+from lowerkit.graph.domain import DOMAIN, VERSION
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import constant, scalar, shape_of
 from lowerkit.passes.softmax.poly_exp import PolyExp
@@ -33,6 +33,7 @@ def fuse_attention(model: ir.Model) -> None:
         if node.op_type == "MatMul" and node.domain == "":
             found |= _fuse(node)
     if found:
+        model.opset_imports.setdefault(DOMAIN, VERSION)
         RemoveUnusedNodesPass()(model)
 
 
@@ -197,8 +198,7 @@ def _merged(product: ir.Node) -> tuple[ir.Node, list[int]]:
 
 
 def _only_use(node: ir.Node) -> ir.Node | None:
-    uses = node.outputs[0].uses()
-    if len(uses) != 1 or node.outputs[0].is_graph_output():
+    users = [use.node for use in node.outputs[0].uses()]
+    if len(users) != 1 or node.outputs[0].is_graph_output():
         return None
-    user: ir.Node = uses[0].node
-    return user if user.domain == "" else None
+    return users[0] if users[0].domain == "" else None

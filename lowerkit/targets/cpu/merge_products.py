@@ -143,8 +143,7 @@ def _merge(graph: ir.Graph, node: ir.Node, parts: list[_Part]) -> None:
         new.outputs[0].name = f"{new.name}_output"
         new.outputs[0].type = parts[0].result.type
         new.outputs[0].shape = ir.Shape((*rows, sum(widths)))
-    last = max((part.result.producer() for part in parts), key=list(graph).index)
-    graph.insert_after(last, made)  # type: ignore[arg-type]
+    graph.insert_before(node, made)
     views = _views(node)
     for index, part in enumerate(parts):
         start, width = sum(widths[:index]), widths[index]

@@ -6,14 +6,13 @@ from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.attention import fused_attention
 from lowerkit.targets.cpu.kernels.bfloat16 import cast
 from lowerkit.targets.cpu.kernels.conv_bf16 import conv_bf16
-from lowerkit.targets.cpu.kernels.exact_softmax import online_softmax, two_pass_softmax
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.gemm import machine, operators
 from lowerkit.targets.cpu.kernels.hard_swish import hard_swish
 from lowerkit.targets.cpu.kernels.layer_norm import layer_normalization
 from lowerkit.targets.cpu.kernels.minmax import elementwise_max, elementwise_min
-from lowerkit.targets.cpu.kernels.poly_softmax import poly_softmax
+from lowerkit.targets.cpu.kernels.softmax import exact_softmax, poly_softmax
 from lowerkit.targets.cpu.kernels.softmax_topk import online_softmax_topk
 from lowerkit.targets.cpu.kernels.top_k import top_k
 from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
@@ -29,13 +28,14 @@ CONVERTERS: dict[str, Converter] = {
     "LayerNormalization": layer_normalization,
     "Max": elementwise_max,
     "Min": elementwise_min,
-    "OnlineSoftmax": online_softmax,
+    "OnlineSoftmax": exact_softmax,
     "OnlineSoftmaxTopK": online_softmax_topk,
     "PolySoftmax": poly_softmax,
     "ReduceMax": reduce_max,
     "ReduceMin": reduce_min,
+    "Softmax": exact_softmax,
     "TopK": top_k,
-    "TwoPassSoftmax": two_pass_softmax,
+    "TwoPassSoftmax": exact_softmax,
     "UnifiedMaxSoftmax": unified_max_softmax,
 }
 

@@ -28,8 +28,8 @@ def layer_normalization(
     rows, width = math.prod(shape[:axis]), math.prod(shape[axis:])
 
     def weight(value: relax.Expr) -> relax.Expr:
-        whole = relax.op.broadcast_to(value, relax.ShapeExpr(shape[axis:]))
-        return bb.normalize(relax.op.reshape(relax.op.astype(whole, work), (width,)))
+        whole = bb.normalize(relax.op.broadcast_to(value, relax.ShapeExpr(shape[axis:])))
+        return bb.normalize(relax.op.reshape(_cast(whole, work), (width,)))
 
     def normalise(data: te.Tensor, *weights: te.Tensor) -> te.Tensor:
         k, m = te.reduce_axis((0, width), "k"), te.reduce_axis((0, width), "m")
@@ -55,7 +55,12 @@ def layer_normalization(
 
         return te.compute((rows, width), result, name="layer_norm")
 
-    data = bb.normalize(relax.op.reshape(relax.op.astype(x, work), (rows, width)))
+    data = bb.normalize(relax.op.reshape(_cast(x, work), (rows, width)))
     weights = [weight(value) for value in (scale, bias) if value is not None]
     y = bb.emit_te(normalise, data, *weights, primfunc_name_hint="layer_norm")
-    return relax.op.astype(bb.normalize(relax.op.reshape(y, shape)), dtype)
+    return _cast(bb.normalize(relax.op.reshape(y, shape)), dtype)
+
+
+def _cast(value: relax.Expr, dtype: str) -> relax.Expr:
+    """`value` in `dtype`; TVM would copy what has it already."""
+    return value if str(value.ty.dtype.dtype) == dtype else relax.op.astype(value, dtype)

@@ -39,9 +39,12 @@ from lowerkit.targets.cpu.kernels.vectors import (
 
 #: Elements of the longest row that is kept in cache, and of a block of a longer one.
 _LONGEST, _BLOCK = 1 << 16, 1 << 12
+#: Blocks of a part of a long row, which one thread sums.
+_PART = 16
+_LEAST = float(np.finfo(np.float32).min)
 
 
-def softmax(
+def exact_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr | None:
     """Softmax of `inputs[0]` over `axis`; None, for the front end to do it, of other types than float32."""
@@ -70,14 +73,14 @@ def _softmax(
     bb: relax.BlockBuilder, x: relax.Expr, attributes: dict[str, Any], coefficients: Sequence[Expr]
 ) -> relax.Expr:
     def rows_of(data: relax.Expr) -> relax.Expr:
-        shape = [int(n) for n in data.ty.shape]
+        rows, width = (int(n) for n in data.ty.shape)
 
         def body(x: tirx.Buffer, y: tirx.Buffer) -> None:
-            kernel = _Kernel(flat(x), flat(y), *shape, coefficients, vector_lanes())
+            kernel = _Kernel(flat(x), flat(y), rows, width, coefficients, vector_lanes())
             with imported(kernel.lanes) if kernel.streamed else nullcontext():
                 kernel.write()
 
-        return call_kernel(bb, "softmax", [data], shape, body)
+        return call_kernel(bb, "softmax", [data], (rows, width), body)
 
     return by_rows(bb, rows_of, x, attributes)
 
@@ -139,59 +142,73 @@ class _Kernel:
         return largest
 
     def _sum(
-        self, start: Expr, count: int, largest: Expr, kept: tirx.Buffer | None = None, at: Expr | int = 0
+        self,
+        start: Expr,
+        count: int,
+        largest: Expr,
+        kept: tirx.Buffer | None = None,
+        at: Expr | int = 0,
+        seen: tirx.Buffer | None = None,
     ) -> Expr:
-        """The sum of `count` exponentials; they stay in `kept` from `at` on."""
+        """The sum of `count` exponentials; they stay in `kept` from `at` on, the maxima of the lanes in `seen`."""
         lanes, tail = self.lanes, count - count % self.lanes
         total: Expr = f32(0)
         if tail:
             sums = T.alloc_buffer((lanes,), "float32")
             store(sums, f32(0), 0, lanes)
             with loop(count // lanes) as j:
-                e = self._exponentials(start + j * lanes, lanes, largest)
+                x = T.bind(load(self.x, start + j * lanes, lanes))
+                if seen is not None:
+                    store(seen, tirx.max(load(seen, 0, lanes), x), 0, lanes)
+                e = self._exponentials(x, largest)
                 if kept is not None:
                     store(kept, e, at + j * lanes, lanes)
                 store(sums, load(sums, 0, lanes) + e, 0, lanes)
             total = across(T.bind(load(sums, 0, lanes)), lanes, lambda a, b: a + b)
         if rest := count % lanes:
-            e = self._exponentials(start + tail, rest, largest)
+            x = T.bind(load(self.x, start + tail, rest))
+            e = self._exponentials(x, largest)
             if kept is not None:
                 store(kept, e, at + tail, rest)
             for i in range(rest):
-                total = T.bind(total + (tirx.Shuffle([e], [i]) if rest > 1 else e))
+                if seen is not None:
+                    T.buffer_store(seen, tirx.max(seen[i], _lane(x, i, rest)), [i])
+                total = T.bind(total + _lane(e, i, rest))
         return total
 
-    def _exponentials(self, at: Expr, lanes: int, largest: Expr) -> Expr:
-        return T.bind(exponential(T.bind(load(self.x, at, lanes) - largest), self.coefficients))
+    def _exponentials(self, x: Expr, largest: Expr) -> Expr:
+        return T.bind(exponential(T.bind(x - largest), self.coefficients))
 
     def _long_row(self, start: Expr) -> None:
-        """A row that does not fit the cache, in blocks that do."""
-        blocks, rest = -(-self.width // _BLOCK), self.width % _BLOCK
-        tops = T.alloc_buffer((blocks,), "float32")
-        totals = T.alloc_buffer((blocks,), "float32")
-
-        def first(block: Expr | int, count: int) -> None:
-            at = T.bind(start + block * _BLOCK)
-            largest = self._largest(at, count)
-            # A block of -inf alone has nothing to add; its differences would be NaN.
-            bounded = T.bind(tirx.max(largest, f32(np.finfo(np.float32).min)))
-            T.buffer_store(tops, bounded, [block])
-            T.buffer_store(totals, self._sum(at, count, bounded), [block])
-
-        with T.parallel(0, self.width // _BLOCK) as block:
-            first(block, _BLOCK)
+        """A row that does not fit the cache, in parts for the threads, of blocks that fit it."""
+        blocks, rest = self.width // _BLOCK, self.width % _BLOCK
+        parts = -(-blocks // _PART)
+        tops = T.alloc_buffer((parts + 1,), "float32")
+        totals = T.alloc_buffer((parts + 1,), "float64")
+        T.buffer_store(tops, f32(_LEAST), [parts])
+        T.buffer_store(totals, tirx.const(0, "float64"), [parts])
+        with T.parallel(0, parts) as part:
+            # The first block's own maximum, so that it is not summed twice; of -inf alone it would give NaN.
+            first = self._largest(T.bind(start + part * (_PART * _BLOCK)), _BLOCK)
+            T.buffer_store(tops, tirx.max(first, f32(_LEAST)), [part])
+            T.buffer_store(totals, tirx.const(0, "float64"), [part])
+            with T.serial(0, T.bind(tirx.min(_PART, blocks - part * _PART))) as block:
+                self._add_block(start + (part * _PART + block) * _BLOCK, _BLOCK, tops, totals, part)
         if rest:
-            first(blocks - 1, rest)
-        largest, factor = self._join(tops, totals, blocks)
+            self._add_block(start + blocks * _BLOCK, rest, tops, totals, parts)
+        blocks, parts = blocks + bool(rest), parts + 1
+        largest, factor = self._join(tops, totals, parts)
 
         def second(block: Expr | int, count: int) -> None:
             at = T.bind(start + block * _BLOCK)
             with loop(count // self.lanes) as j:
                 place = T.bind(at + j * self.lanes)
-                self._store(self._exponentials(place, self.lanes, largest) * factor, place, self.lanes)
+                self._store(
+                    self._exponentials(load(self.x, place, self.lanes), largest) * factor, place, self.lanes
+                )
             if tail := count % self.lanes:
                 place = at + (count - tail)
-                store(self.y, self._exponentials(place, tail, largest) * factor, place, tail)
+                store(self.y, self._exponentials(load(self.x, place, tail), largest) * factor, place, tail)
 
         with T.parallel(0, self.width // _BLOCK) as block:
             second(block, _BLOCK)
@@ -202,15 +219,41 @@ class _Kernel:
             if self.streamed:
                 fence()
 
-    def _join(self, tops: tirx.Buffer, totals: tirx.Buffer, blocks: int) -> tuple[Expr, Expr]:
-        """The row's maximum, and the reciprocal of its sum, from those of its blocks."""
+    def _add_block(
+        self, start: Expr, count: int, tops: tirx.Buffer, totals: tirx.Buffer, part: Expr | int
+    ) -> None:
+        """Add `count` elements to the pair of `part`.
+
+        Exponentials are relative to the maximum so far, while the block's own is found beside them; a block that
+        exceeds it, as few do, is summed anew from the cache.
+        """
+        total = T.alloc_buffer((1,), "float32")
+        before = T.bind(tops[part])
+        start = T.bind(start)
+        largest = T.alloc_buffer((self.lanes,), "float32")
+        store(largest, before, 0, self.lanes)
+        T.buffer_store(total, self._sum(start, count, before, seen=largest), [0])
+        top = across(T.bind(load(largest, 0, self.lanes)), self.lanes, tirx.max)
+        with T.If(top > before), T.Then():
+            T.buffer_store(total, self._sum(start, count, top), [0])
+            factor = exponential(before - top, self.coefficients).astype("float64")
+            T.buffer_store(totals, totals[part] * factor, [part])
+            T.buffer_store(tops, top, [part])
+        T.buffer_store(totals, totals[part] + total[0].astype("float64"), [part])
+
+    def _join(self, tops: tirx.Buffer, totals: tirx.Buffer, parts: int) -> tuple[Expr, Expr]:
+        """The row's maximum, and the reciprocal of its sum, from those of its parts."""
         top = T.alloc_buffer((1,), "float32")
         total = T.alloc_buffer((1,), "float64")
         T.buffer_store(top, tops[0], [0])
         T.buffer_store(total, tirx.const(0, "float64"), [0])
-        with loop(blocks) as block:
-            T.buffer_store(top, tirx.max(top[0], tops[block]), [0])
-        with loop(blocks) as block:
-            part = totals[block] * exponential(tops[block] - top[0], self.coefficients)
-            T.buffer_store(total, total[0] + part.astype("float64"), [0])
+        with loop(parts) as part:
+            T.buffer_store(top, tirx.max(top[0], tops[part]), [0])
+        with loop(parts) as part:
+            factor = exponential(tops[part] - top[0], self.coefficients).astype("float64")
+            T.buffer_store(total, total[0] + totals[part] * factor, [0])
         return T.bind(top[0]), T.bind((tirx.const(1, "float64") / total[0]).astype("float32"))
+
+
+def _lane(vector: Expr, index: int, lanes: int) -> Expr:
+    return tirx.Shuffle([vector], [index]) if lanes > 1 else vector

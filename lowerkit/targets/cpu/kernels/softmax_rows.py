@@ -14,8 +14,6 @@ from lowerkit.targets.cpu.kernels.vectors import f32, fuses_products
 _LOG2E = 1.4426950408889634
 #: ln 2 in two parts, the first short enough that its product with an exponent is exact.
 _LN2_HIGH, _LN2_REST = 0.693359375, 2.12194440054690583e-4
-#: Of exponent -127 the bits are 0, and so is what they stand for.
-_LEAST = -127
 #: 1.5 2^23, to which whole numbers are added without rounding, and the bias of a float32's exponent.
 _ROUNDING = 12582912.0 + 127
 
@@ -54,21 +52,9 @@ def from_rows(bb: relax.BlockBuilder, y: relax.Expr, shape: Sequence[int], axis:
     return bb.normalize(relax.op.permute_dims(y, [order.index(i) for i in range(len(shape))]))
 
 
-def exponent_of(z: Expr) -> Expr:
-    """n of e^z = e^r 2^n: a whole number in float32."""
-    return tirx.nearbyint(z * f32(_LOG2E))
-
-
 def reduced(z: Expr, n: Expr) -> Expr:
     """r of e^z = e^r 2^n, within half of ln 2."""
     return z - n * f32(_LN2_HIGH) + n * f32(_LN2_REST)
-
-
-def power_of_two(n: Expr) -> Expr:
-    """2^n for n <= 127, 0 below 2^-126: the bits of a float, so that it runs on vectors."""
-    # Clamped also so that the conversion of a NaN is defined.
-    exponent = tirx.max(n, f32(_LEAST)).astype("int32")
-    return tirx.reinterpret("float32", (exponent + 127) << 23)
 
 
 def horner(coefficients: Sequence[Expr], r: Expr) -> Expr:

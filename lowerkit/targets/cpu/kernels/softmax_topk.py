@@ -9,7 +9,8 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from lowerkit.targets.cpu.kernels.exact_softmax import exact_coefficients, online_pairs
+from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
+from lowerkit.targets.cpu.kernels.softmax_pairs import online_pairs
 from lowerkit.targets.cpu.kernels.softmax_rows import exponential, from_rows, to_rows
 from lowerkit.targets.cpu.kernels.top_k import select
 

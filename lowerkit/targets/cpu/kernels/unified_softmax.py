@@ -17,8 +17,10 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from lowerkit.passes.softmax.unified_max import REACH
-from lowerkit.targets.cpu.kernels.exact_softmax import exact_coefficients, softmax_of_pairs
-from lowerkit.targets.cpu.kernels.softmax_rows import exponential, f32
+from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
+from lowerkit.targets.cpu.kernels.softmax_pairs import softmax_of_pairs
+from lowerkit.targets.cpu.kernels.softmax_rows import exponential
+from lowerkit.targets.cpu.kernels.vectors import f32
 
 #: e^88 fits float32. A sum with such a term is outside of the guard, whatever the term was.
 _LARGEST = 88.0

@@ -19,6 +19,8 @@ from lowerkit.targets.cpu import features
 
 #: Elements, or more, below which starting threads costs more than they save.
 PARALLEL_FROM = 1 << 14
+#: TVM's name for functions that nothing is fused with.
+_OPAQUE = 8
 
 
 def flat(buffer: tirx.Buffer) -> tirx.Buffer:
@@ -84,12 +86,16 @@ def call_kernel(
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr({"tirx.noalias": True, "op_pattern": _OPAQUE})
         buffers = [
             T.arg(f"a{index}", T.buffer([int(dim) for dim in x.ty.shape], str(x.ty.dtype.dtype)))
             for index, x in enumerate(arguments)
         ]
-        body(*buffers, T.arg("out", T.buffer(list(shape), "float32")))
+        out = T.arg("out", T.buffer(list(shape), "float32"))
+        with T.sblock("root"):  # a pass of TVM's that looks for reshapes wants one
+            T.reads([])
+            T.writes([])
+            body(*buffers, out)
     function: tirx.PrimFunc = builder.get()
     variable = bb.add_func(function, name)
     return bb.emit(relax.call_tir(variable, list(arguments), out_ty=relax.TensorType(list(shape), "float32")))

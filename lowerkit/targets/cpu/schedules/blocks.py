@@ -23,6 +23,8 @@ def leaf_blocks(schedule: s_tir.Schedule) -> list[SBlockRV]:
         blocks = list(schedule.get_child_blocks(schedule.get_sblock("root")))
     except s_tir.ScheduleError:
         raise NotApplicable("the function has no blocks") from None
+    if not blocks:
+        raise NotApplicable("the function is written by hand")
     if not all(len(schedule.get(block).writes) for block in blocks):
         raise NotApplicable("a block does not say what it writes")
     return blocks
@@ -110,8 +112,10 @@ def inline_producers(schedule: s_tir.Schedule, blocks: list[SBlockRV], limit: in
     return remaining
 
 
-def fuse_parallel(schedule: s_tir.Schedule, loops: list[LoopRV], cut: LoopRV | None = None) -> LoopRV | None:
-    """Fuse nested outer `loops` and run them in parallel; returns the loop, None when there is none.
+def fuse_parallel(
+    schedule: s_tir.Schedule, loops: list[LoopRV], cut: LoopRV | None = None, *, parallel: bool = True
+) -> LoopRV | None:
+    """Fuse nested outer `loops` and run them in `parallel`; returns the loop, None when there is none.
 
     `cut` is a loop whose last tile is cut short. A fused loop could not be separated into whole tiles and the
     cut one, so then only the first of the loops is parallel.
@@ -124,7 +128,8 @@ def fuse_parallel(schedule: s_tir.Schedule, loops: list[LoopRV], cut: LoopRV | N
         first = loops[0] if len(loops) == 1 else schedule.fuse(*loops)
     else:
         first = next((loop for loop in loops if int(schedule.get(loop).extent) > 1), loops[0])
-    schedule.parallel(first)
+    if parallel:
+        schedule.parallel(first)
     return first
 
 

@@ -6,6 +6,8 @@ row the reduction keeps one partial result per lane and combines them at the end
 
 from __future__ import annotations
 
+import math
+
 from tvm import s_tir
 from tvm.s_tir.schedule import SBlockRV
 
@@ -22,6 +24,8 @@ from lowerkit.targets.cpu.schedules.blocks import (
 
 #: A sum over so many elements keeps more partial sums than lanes, or its rounding errors would show.
 _LONG, _PARTIALS = 1 << 16, 1 << 10
+#: Elements below which rows are not worth the start of threads.
+PARALLEL_FROM = 1 << 14
 
 
 def schedule_rows(schedule: s_tir.Schedule, lanes: int) -> None:
@@ -33,7 +37,9 @@ def schedule_rows(schedule: s_tir.Schedule, lanes: int) -> None:
     parts = [_by_lanes(schedule, block, lanes) for block in blocks]
     partials = [part[0] for part in parts if len(part) > 1]
     *inner, final = [block for part in parts for block in part]
-    row = fuse_parallel(schedule, list(schedule.get_loops(final)[:shared]))
+    elements = max(math.prod(extents(schedule, block)) for block in (*inner, final))
+    outer = list(schedule.get_loops(final)[:shared])
+    row = fuse_parallel(schedule, outer, parallel=elements >= PARALLEL_FROM)
     if row is None and inner:
         raise NotApplicable("the blocks share no axis")
     for block in reversed(inner):

@@ -1,14 +1,11 @@
-"""lowerkit::OnlineSoftmax and lowerkit::TwoPassSoftmax as kernels that read a row from memory twice.
+"""Softmax from pairs of blocks: what the kernels with a guard and with TopK share.
 
-The first pass takes a row in blocks that stay in cache: of each it finds the largest element (or exponent) and the
-sum of the exponentials relative to that, and such pairs are joined by the methods' own rule. The second pass
-writes the quotients, with the exponentials computed anew rather than kept in memory. The exponential is a
-polynomial of degree 7, whose relative error (2^-28.9) is a sixteenth of float32's rounding.
+Of each block of a row, which stays in cache, there is a pair: a number that exponentials are relative to, and their
+sum; such pairs are joined as online softmax does. A second pass writes the quotients.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,73 +13,11 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from lowerkit.passes.softmax.poly_exp import PolyExp
-from lowerkit.targets.cpu.kernels.softmax_rows import (
-    by_rows,
-    exponent_of,
-    exponential,
-    f32,
-    horner,
-    power_of_two,
-    reduced,
-)
+from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
+from lowerkit.targets.cpu.kernels.softmax_rows import by_rows, exponential
 
 #: Elements of a block, 16 KiB, half of a first-level cache; and the fewest that are worth one.
 _BLOCK, _SHORTEST = 4096, 512
-_FAR = 2.0**126
-#: Of the reduced argument: half of ln 2, and what rounding may add.
-_REACH = 0.36
-
-
-def online_softmax(
-    bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
-) -> relax.Expr:
-    """Softmax of float32 `inputs[0]` over `axis`; the pairs are (maximum, sum of exponentials below it)."""
-    return _softmax(bb, inputs[0], attributes, lambda x: x, _below, _below)
-
-
-def two_pass_softmax(
-    bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
-) -> relax.Expr:
-    """Softmax of float32 `inputs[0]` over `axis`; the pairs are (largest exponent of two, sum of mantissas)."""
-    coefficients = exact_coefficients()
-
-    def exponent(x: Expr) -> Expr:
-        return exponent_of(_compressed(x))
-
-    def term(x: Expr, top: Expr) -> Expr:
-        n = exponent(x)
-        # What is so far that nothing is left of its remainder, and an infinity, which has none, get any; a NaN
-        # stays one.
-        rest = tirx.min(tirx.max(reduced(_compressed(x), n), f32(-_REACH)), f32(_REACH))
-        return horner(coefficients, tirx.Select(tirx.isnan(x), x, rest)) * power_of_two(n - top)
-
-    return _softmax(bb, inputs[0], attributes, exponent, term, lambda n, top: power_of_two(n - top))
-
-
-def _compressed(x: Expr) -> Expr:
-    """x, and beyond 2^126 what grows more slowly, so that x / ln 2 does not overflow."""
-    near = tirx.min(f32(_FAR), tirx.max(f32(-_FAR), x))
-    return near + (x - near) * f32(0.25)
-
-
-def _softmax(
-    bb: relax.BlockBuilder,
-    x: relax.Expr,
-    attributes: dict[str, Any],
-    exponent: Callable[[Expr], Expr],
-    term: Callable[[Expr, Expr], Expr],
-    factor: Callable[[Expr, Expr], Expr],
-) -> relax.Expr:
-    """`term(x, top) / sum term(x, top)` with top the largest `exponent(x)` of the row."""
-
-    def normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
-        return _normaliser(data, exponent, term)
-
-    def at_once(data: te.Tensor) -> te.Tensor:
-        return _quotients(data, *normaliser(data), term)
-
-    return softmax_of_pairs(bb, x, attributes, normaliser, at_once, term, factor)
 
 
 def _quotients(
@@ -129,7 +64,7 @@ def softmax_of_pairs(
 def online_pairs(bb: relax.BlockBuilder, data: relax.Expr) -> relax.Expr:
     """(maximum, sum of exponentials below it) of float32 rows, in a tensor [rows, 2]."""
     blocks = _blocks(data)
-    pairs = _pairs_of_blocks(bb, data, blocks, lambda rows: _normaliser(rows, lambda x: x, _below))
+    pairs = _pairs_of_blocks(bb, data, blocks, lambda rows: _normaliser(rows))
     if blocks == 1:
         return pairs
 
@@ -143,13 +78,11 @@ def _below(x: Expr, top: Expr) -> Expr:
     return exponential(x - top, exact_coefficients())
 
 
-def _normaliser(
-    data: te.Tensor, exponent: Callable[[Expr], Expr], term: Callable[[Expr, Expr], Expr]
-) -> tuple[te.Tensor, te.Tensor]:
+def _normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
     rows, count = data.shape
     k, m = te.reduce_axis((0, count), "k"), te.reduce_axis((0, count), "m")
-    top = te.compute((rows,), lambda i: te.max(exponent(data[i, k]), axis=k), name="top")
-    return top, te.compute((rows,), lambda i: te.sum(term(data[i, m], top[i]), axis=m), name="total")
+    top = te.compute((rows,), lambda i: te.max(data[i, k], axis=k), name="top")
+    return top, te.compute((rows,), lambda i: te.sum(_below(data[i, m], top[i]), axis=m), name="total")
 
 
 def _blocks(data: relax.Expr) -> int:
@@ -187,9 +120,3 @@ def _join(pairs: te.Tensor, blocks: int, factor: Callable[[Expr, Expr], Expr]) -
         name="total",
     )
     return top, total
-
-
-@functools.cache
-def exact_coefficients() -> list[Expr]:
-    """The exponential's on the reduced range, highest power first."""
-    return [f32(float(c)) for c in PolyExp(degree=7).polynomial().array()]
