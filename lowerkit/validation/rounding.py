@@ -43,7 +43,7 @@ def rounding_noise(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]])
     stats: dict[str, ErrorStats] = {}
     for sample in samples:
         moved = after(sample)
-        for name, value in before(sample).items():
-            stats.setdefault(name, ErrorStats()).update(value, moved[name])
+        for name, result in before(sample).items():
+            stats.setdefault(name, ErrorStats()).update(result, moved[name])
     noise = {name: found.result().relative for name, found in stats.items()}
     return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}
