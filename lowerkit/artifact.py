@@ -193,7 +193,9 @@ def write_manifest(directory: Path, source: Mapping[str, str], original: ir.Mode
         "source": dict(source),
         "inputs": [asdict(spec) for spec in specs(list(original.graph.inputs))],
         "outputs": [asdict(spec) for spec in specs(list(original.graph.outputs))],
-        "plan": [{**asdict(choice), "options": dict(choice.options)} for choice in plan.choices],
+        "plan": [
+            {**asdict(choice), "options": dict(sorted(choice.options.items()))} for choice in plan.choices
+        ],
         "options": dict(plan.options),
         "versions": {name: found for name in _VERSIONED if (found := _version(name))},
         "files": {path.relative_to(directory).as_posix(): _digest(path) for path in files},
