@@ -1,10 +1,22 @@
-"""Artifact against onnxruntime, side by side in one run, on the same threads.
+"""Artifacts against onnxruntime, OpenVINO and IREE, side by side in one run, on the same threads.
 
-    python -m benchmarks.cpu [--models minilm,vit,...] [--threads 1,2] [--json FILE]
+    pip install 'lowerkit[bench]' 'lowerkit[train]'
+    python -m benchmarks.cpu --json docs/cpu-speed.json --markdown docs/cpu-speed.md
 
-Every contender lives in a process of its own that waits on a pipe; rounds go through the contenders in
-turn, so that drift of the machine's speed meets all of them alike. The table gives medians over all
-rounds, and the ratio artifact / onnxruntime (below 1: the artifact is faster).
+The command takes less than 25 minutes on two processors that do nothing else; `--quick` looks at three models in less
+than 3. Peers that are not installed are left out, and so is what a peer cannot run: the last table says so.
+
+Every contender lives in a process of its own that waits on a pipe. Rounds go through the contenders in turn, so that
+drift of the machine's speed meets all of them alike: in each round each runs once uncounted, because others have had
+the caches, and then for a twentieth of a second, of which the median counts. All take the same arrays through their
+Python interface, use the same number of threads, pin none of them and do not spin between calls.
+
+`ratio` is the artifact's time over that of the fastest peer asked for the same precision, round by round: the median,
+and the range that holds the middle 80 % of rounds. Below 1 the artifact is faster. `ran` is the precision in which the
+products really ran, where the peer says so: a processor without bf16 instructions makes OpenVINO fall back to f32.
+Cosines are to onnxruntime in float32, means over all samples; scores are rank correlations with people (minilm) and
+shares of images or letters that are read right. `idle CPU` is what a process used while it waited for its turn. Other
+processes are watched meanwhile: with more than 5 % of one processor for them a row says that it is not idle.
 """
 
 from __future__ import annotations
@@ -12,166 +24,172 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
+import platform
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from benchmarks.cpu_contenders import CONTENDERS, REFERENCE, Case, Contender, LeftOut
+from benchmarks.cpu_summary import document, summary, terminal
+from benchmarks.cpu_workers import Worker, prepare_apart
+from benchmarks.idle import IDLE, Watch, foreign_load
 from benchmarks.models import MODELS, BenchmarkModel
-from benchmarks.tables import Column, markdown, rich_table
-from lowerkit.artifact import ORIGINAL, Artifact
 
-Run = Callable[[], object]
-
-TITLE = "The cpu target's speed"
-COLUMNS = (
-    Column("model", "{model}"),
-    Column("threads", "{threads}"),
-    Column("lowerkit ms", "{lowerkit_ms:.2f}"),
-    Column("onnxruntime ms", "{onnxruntime_ms:.2f}"),
-    Column("ratio", "{ratio:.2f}"),
-)
+#: Models of the default run.
+DEFAULT = ("minilm-l6", "minilm", "deit-tiny", "vit", "ocr-rec", "orientation", "mlp")
+QUICK = ("minilm-l6", "vit", "mlp")
+#: Seconds of a contender's turn, and of all rounds of a model on a number of threads; and rounds that it has even so.
+TURN, LIMIT, LEAST = 0.05, 30.0, 5
+_PACKAGES = ("lowerkit", "apache-tvm", "onnxruntime", "openvino", "nncf", "iree-base-compiler", "torch")
+_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
-def onnxruntime_run(directory: Path, threads: int, sample: Mapping[str, np.ndarray]) -> Run:
-    """The original model in onnxruntime, all optimisations on, not spinning between calls."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(directory / ORIGINAL), options, ["CPUExecutionProvider"])
-    return lambda: session.run(None, dict(sample))
-
-
-def artifact_run(directory: Path, threads: int, sample: Mapping[str, np.ndarray]) -> Run:
-    """The compiled artifact."""
-    runner = Artifact.load(directory).open(threads=threads)
-    return lambda: runner(sample)
-
-
-CONTENDERS = {"onnxruntime": onnxruntime_run, "lowerkit": artifact_run}
-
-
-def worker(contender: str, directory: Path, threads: int) -> None:
-    """Answer each line on stdin with the seconds that one run took."""
-    with np.load(directory / "benchmark.npz", allow_pickle=False) as data:
-        run = CONTENDERS[contender](directory, threads, dict(data))
-    for _ in range(3):
-        run()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(time.perf_counter() - start, flush=True)
-
-
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, contender: str, directory: Path, threads: int) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.cpu",
-            "--worker",
-            contender,
-            str(directory),
-            str(threads),
-        ]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._read()
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"{self.process.args} stopped with {self.process.wait()}")
-        return line
-
-    def measure(self) -> float:
-        """Seconds of one run."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self._read())
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def measure(
+    model: BenchmarkModel, contenders: Sequence[Contender], threads: Sequence[int], rounds: int, scratch: Path
+) -> list[dict[str, Any]]:
+    """One row for each number of threads and contender; one row for a contender that is left out."""
+    case = Case.write(scratch / model.name, model)
+    rows, prepared = [], {}
+    for contender in contenders:
+        facts = prepare_apart(contender, case)
+        if "left_out" in facts:
+            rows.append({**_names(model, contender), **facts})
+        else:
+            prepared[contender] = facts
+        print(f"{model.name}: {contender.name}: {_told(facts)}", file=sys.stderr, flush=True)
+    judged: dict[str, dict[str, float]] = {}
+    for count in threads:
+        workers = {}
+        for contender in prepared:
+            try:
+                workers[contender] = Worker(contender, case, count)
+            except LeftOut as error:
+                rows.append({**_names(model, contender), "left_out": str(error)})
+        if not judged:
+            judged = judge(model, case, {c.name: worker for c, worker in workers.items()})
+        turns, foreign = take_turns(list(workers.values()), rounds)
+        for worker in workers.values():
+            worker.close()
+        for (contender, worker), own in zip(workers.items(), turns, strict=True):
+            seconds = [turn["seconds"] for turn in own]
+            rows.append(
+                {
+                    **_names(model, contender),
+                    "threads": count,
+                    "ms": [round(1e3 * second, 5) for second in seconds],
+                    "processors": round(float(np.median([turn["processors"] for turn in own])), 2),
+                    "idle_cpu": round(float(np.mean([turn["idle_cpu"] for turn in own])), 5),
+                    "foreign_load": round(foreign, 3),
+                    **prepared[contender],
+                    **worker.ready,
+                    **judged[contender.name],
+                }
+            )
+    return rows
 
 
-def compare(model: BenchmarkModel, threads: int, rounds: int, scratch: Path) -> dict[str, Any]:
-    """Compile `model` with default methods and time both contenders in turn."""
-    import lowerkit
+def _names(model: BenchmarkModel, contender: Contender) -> dict[str, str]:
+    return {"model": model.name, "contender": contender.name, "precision": contender.precision}
 
-    directory = scratch / f"{model.name}-{threads}"
-    data = model.write_samples(scratch / f"{model.name}.npz")
-    lowerkit.compile(
-        model.path(),
-        directory,
-        "cpu",
-        shape=model.shapes,
-        calibration=data,
-        options={"threads": threads},
-        force=True,
-    )
-    np.savez(directory / "benchmark.npz", **model.one_sample(data))
-    workers = {name: Worker(name, directory, threads) for name in CONTENDERS}
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for _ in range(rounds):
-        for name, process in workers.items():
-            times[name].append(process.measure())
-    for process in workers.values():
-        process.close()
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    pairs = zip(times["lowerkit"], times["onnxruntime"], strict=True)
+
+def _told(facts: dict[str, Any]) -> str:
+    if "left_out" in facts:
+        return f"left out: {facts['left_out']}"
+    return f"ready after {facts['prepare_seconds']:.1f} s"
+
+
+def take_turns(workers: Sequence[Worker], rounds: int) -> tuple[list[list[dict[str, float]]], float]:
+    """Each worker's turns, at most `rounds`, fewer where time is up; and how much others computed meanwhile."""
+    watch = Watch(worker.pid for worker in workers)
+    turns: list[list[dict[str, float]]] = [[] for _ in workers]
+    for done in range(rounds):
+        if done >= LEAST and watch.elapsed() > LIMIT:
+            break
+        for worker, own in zip(workers, turns, strict=True):
+            own.append(worker.turn(TURN))
+    return turns, watch.foreign()
+
+
+def judge(model: BenchmarkModel, case: Case, workers: dict[str, Worker]) -> dict[str, dict[str, float]]:
+    """Cosine and, where the model has one, score of every contender over all samples."""
+    path = case.directory / "outputs.npz"
+    kept, found = None, {}
+    for name in sorted(workers, key=lambda name: name != REFERENCE):
+        arrays = workers[name].outputs(path)
+        samples = [dict(zip(case.outputs, outputs, strict=True)) for outputs in zip(*arrays, strict=True)]
+        kept = kept or samples
+        found[name] = {
+            "cosine": model.cosine(samples, kept),
+            "score": model.score(samples) if model.score else float("nan"),
+        }
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor, what it can do of what matters here, and versions."""
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    flags = facts.get("flags", "").split()
     return {
-        "model": model.name,
-        "threads": threads,
-        "rounds": rounds,
-        **{f"{name}_ms": round(1e3 * value, 4) for name, value in medians.items()},
-        "range_ms": {name: [round(1e3 * f(v), 4) for f in (min, max)] for name, v in times.items()},
-        "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
+        "processor": facts.get("model name", platform.processor()),
+        "processors": len(os.sched_getaffinity(0)),
+        "features": [flag for flag in _FEATURES if flag in flags],
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
     }
 
 
-def main() -> None:
-    """Compare, print and save."""
-    if sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
-        return
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def main() -> int:
+    """Measure, print and save. Exits with 2 where an idle machine is asked for and not found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated; default: all")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--models", help=f"comma-separated; default: {','.join(DEFAULT)}")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="comma-separated; default: all")
+    parser.add_argument("--threads", help="comma-separated; default: 1,2")
+    parser.add_argument("--rounds", type=int, help="at most so many; default: 30")
+    parser.add_argument("--quick", action="store_true", help=f"{','.join(QUICK)} on 2 threads, 7 rounds")
+    parser.add_argument("--idle", action="store_true", help="refuse to measure on a machine that is not idle")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    busy = os.getloadavg()[0]
-    if busy > 0.5:
-        print(f"warning: the machine is not idle (load {busy:.1f}); ratios suffer", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = [
-            compare(MODELS[name], threads, arguments.rounds, Path(scratch))
-            for name in arguments.models.split(",")
-            for threads in map(int, arguments.threads.split(","))
-        ]
-    Console().print(rich_table(COLUMNS, rows))
+    names = arguments.models.split(",") if arguments.models else QUICK if arguments.quick else DEFAULT
+    threads = [int(n) for n in (arguments.threads or ("2" if arguments.quick else "1,2")).split(",")]
+    rounds = arguments.rounds or (7 if arguments.quick else 30)
+    # The first runs whatever else is asked for: accuracy is measured against it.
+    contenders = [CONTENDERS[name] for name in dict.fromkeys([*arguments.contenders.split(","), REFERENCE])]
+    load = foreign_load()
+    if load > IDLE:
+        print(f"the machine is not idle: others use {load:.0%} of a processor", file=sys.stderr)
+        if arguments.idle:
+            return 2
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="lowerkit-") as scratch:
+        for name in names:
+            rows += measure(MODELS[name], contenders, threads, rounds, Path(scratch))
+    result = {"machine": machine(), "rows": rows, "summary": summary(rows)}
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    for part in terminal(result):
+        console.print(part)
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
+        arguments.markdown.write_text(document(__doc__, result))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

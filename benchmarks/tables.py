@@ -31,15 +31,16 @@ def rich_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> 
     return table
 
 
-def markdown(title: str, text: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A document: title, text and the rows as a table."""
+def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows for a document."""
     lines = [
-        f"# {title}",
-        "",
-        text.strip(),
-        "",
         "| " + " | ".join(column.heading for column in columns) + " |",
         "|" + "---|" * len(columns),
         *("| " + " | ".join(_cell(column, row) for column in columns) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def markdown(title: str, text: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A document: title, text and the rows as a table."""
+    return f"# {title}\n\n{text.strip()}\n\n{markdown_table(columns, rows)}"

@@ -30,7 +30,8 @@ arithmetic at the default options; *proved* is by the derivation below, *exhaust
 float32, *sampled* on a dense grid. float32 rounding comes on top, as it does for the original operator. Plots show
 the error in float64 at the default options, and the bound as a dashed line: of activations over x, of softmax for
 one logit against seven at 0, of normalisation over the row's variance, of attention over the scale of the scores, of
-pooling for one number against three at 0.
+pooling for one number against three at 0, of linear layers for one number against 63 of normal size. Bounds of linear
+layers are relative to their *operands*: to K max|x| max|w|, the largest sum of K products that such x and w can have.
 """
 
 

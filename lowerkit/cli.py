@@ -65,6 +65,13 @@ AttentionFlag = Annotated[
     str | None,
     typer.Option(metavar="METHOD", help="Method in the place of every whole attention, or `keep`."),
 ]
+LinearFlag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="Method for every MatMul, Gemm and Conv with constant weights: bf16, int8, mixed, ...",
+    ),
+]
 MethodFlag = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,6 +82,10 @@ MethodFlag = Annotated[
     ),
 ]
 ThreadsFlag = Annotated[int | None, typer.Option(min=1, help="Threads of the compiled code.")]
+TuneFlag = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", min=0, help="Search so long for faster loops (cpu target)."),
+]
 OptionFlag = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="KEY=VALUE", help="A target option; see `lowerkit targets`."),
@@ -130,6 +141,7 @@ def plan(
     gelu: GeluFlag = None,
     norm: NormFlag = None,
     attention: AttentionFlag = None,
+    linear: LinearFlag = None,
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
     device: DeviceFlag = None,
@@ -146,7 +158,7 @@ def plan(
         target,
         calibration=calibration,
         shape=parse_shapes(shape),
-        methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
+        methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention, linear=linear),
         options=_options(option, threads=threads, device=device, flow=flow, clock=clock),
     )
     typer.echo(json.dumps(tables.to_json(made), indent=2) if as_json else made.to_toml(), nl=as_json)
@@ -164,8 +176,10 @@ def compile(
     gelu: GeluFlag = None,
     norm: NormFlag = None,
     attention: AttentionFlag = None,
+    linear: LinearFlag = None,
     method: MethodFlag = None,
     threads: ThreadsFlag = None,
+    tune: TuneFlag = None,
     device: DeviceFlag = None,
     flow: FlowFlag = None,
     clock: ClockFlag = None,
@@ -188,8 +202,10 @@ def compile(
             plan=Plan.read(plan) if plan is not None else None,
             calibration=calibration,
             shape=parse_shapes(shape),
-            methods=_methods(method, softmax=softmax, gelu=gelu, norm=norm, attention=attention),
-            options=_options(option, threads=threads, device=device, flow=flow, clock=clock),
+            methods=_methods(
+                method, softmax=softmax, gelu=gelu, norm=norm, attention=attention, linear=linear
+            ),
+            options=_options(option, threads=threads, tune=tune, device=device, flow=flow, clock=clock),
             force=force,
             dump_stages=dump_stages,
             progress=progress,

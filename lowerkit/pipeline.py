@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from lowerkit.graph.canonicalise import canonicalise
 from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.graph.expand import expand
 from lowerkit.graph.inline import inline, settle
+from lowerkit.graph.linear import separate_biases
 from lowerkit.graph.load import upgrade
 from lowerkit.passes import registry
-from lowerkit.passes.lower import apply_plan, check_domains, default_plan
+from lowerkit.passes.lower import apply_plan, check_domains, default_plan, planned_family
+from lowerkit.passes.quantize.base import FAMILY as LINEAR
+from lowerkit.passes.quantize.mixed import Mixed, resolved
+from lowerkit.passes.quantize.qdq import use_integers
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.targets.base import Progress, Target
+from lowerkit.validation.distil import distilled_samples
 from lowerkit.validation.samples import read_samples, synthetic_samples
 
 #: Samples drawn when the user gives none.
@@ -62,15 +67,17 @@ def canonical_graph(
 ) -> ir.Model:
     """The graph that plans speak of: opset upgraded, canonical, and expanded as `target` wants it.
 
-    A node that `plan` names, or for whose family `methods` has a method, stays whole for that method.
+    A node that `plan` names, or for whose family `methods` has a method, stays whole for that method. Linear layers
+    that either speaks of have their biases apart.
     """
     stages.start("canonicalise")
     stages.dump("original", original)
     model = original.clone()
     upgrade(model)
     model = canonicalise(model, dump=stages.dump)
+    named = {choice.node for choice in plan.choices} if plan is not None else set()
+    separate_biases(model, lambda node: LINEAR in (methods or {}) or node.name in named)
     if target is not None and target.expands:
-        named = {choice.node for choice in plan.choices} if plan is not None else set()
         asked = {family for family, name in (methods or {}).items() if name != KEEP}
         expand(model, target.expands, lambda n: n.name in named or registry.family_of_node(n) in asked)
         stages.dump("expanded", model)
@@ -95,26 +102,35 @@ def check_target(model: ir.Model, target: Target, *, lowered: bool) -> None:
             raise UnsupportedError(f"target '{target.name}': {reason}", node=describe_node(node), hint=hint)
 
 
-def gather_samples(model: ir.Model, path: Path | None) -> tuple[list[Mapping[str, np.ndarray]], bool]:
-    """The user's calibration samples, or synthetic ones with a warning; and whether they are synthetic."""
+def gather_samples(
+    model: ir.Model, path: Path | None, trained: ir.Model | None = None
+) -> tuple[list[Mapping[str, np.ndarray]], bool]:
+    """The user's calibration samples, or synthetic ones with a warning; and whether they are synthetic.
+
+    Synthetic ones are like the data that `trained` holds statistics of, where it is given and holds any.
+    """
     if path is not None:
         return list(read_samples(path, specs(list(model.graph.inputs)))), False
+    distilled = distilled_samples(trained, SYNTHETIC_SAMPLES, seed=0) if trained is not None else None
+    made_up = "synthetic inputs" if distilled is None else "inputs made up to fit its BatchNormalization"
     warnings.warn(
-        "no calibration data: ranges and errors come from synthetic inputs; pass --calibration D.npz",
+        f"no calibration data: ranges and errors come from {made_up}; pass --calibration D.npz",
         LowerkitWarning,
         stacklevel=3,
     )
-    return list(synthetic_samples(model, SYNTHETIC_SAMPLES, seed=0)), True
+    return distilled or list(synthetic_samples(model, SYNTHETIC_SAMPLES, seed=0)), True
 
 
 def calibrate_plannable(
-    model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]], *, synthetic: bool
+    model: ir.Model,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    speaks_of: Callable[[ir.Node], bool],
+    *,
+    synthetic: bool,
 ) -> Calibration:
-    """Statistics of the first input of every node that some method can replace."""
+    """Statistics of the first input of every node that the plan `speaks_of`."""
     values = [
-        node.inputs[0].name or ""
-        for node in model.graph
-        if registry.family_of_node(node) and node.inputs[0] is not None
+        node.inputs[0].name or "" for node in model.graph if speaks_of(node) and node.inputs[0] is not None
     ]
     calibration = calibrate(model, samples, values)
     calibration.synthetic = synthetic
@@ -166,14 +182,22 @@ def lower(
     choices: list[Choice] = []
     made = plan or Plan(target.name, (), options or {})
     model = canonical
+    mixed = Mixed.asked(methods)
+    choosing = {choice.node for choice in made.choices if choice.method != KEEP}
+
+    def speaks_of(node: ir.Node) -> bool:
+        return node.name in choosing or planned_family(node, target, methods or {}) is not None
+
     while True:
         taken = frozenset(choice.node for choice in choices)
         named = {node.name for node in model.graph.all_nodes()}
         stages.start("calibrate")
-        observed = calibrate_plannable(model, samples, synthetic=synthetic)
+        observed = calibrate_plannable(model, samples, speaks_of, synthetic=synthetic)
         stages.start("plan")
         if plan is None:
-            made = default_plan(model, target, observed, methods, options, taken)
+            done = taken | _within_bodies(model, canonical)
+            made = default_plan(model, target, observed, resolved(methods, mixed), options, done)
+            made = mixed.refine(model, made, observed, samples) if mixed is not None else made
         else:
             made = replace(plan, choices=tuple(c for c in plan.choices if c.node in named - taken))
         if graphs and not made.choices:
@@ -196,7 +220,19 @@ def lower(
         stages.dump("inlined", model)
     if plan is not None:
         apply_plan(model, replace(plan, choices=tuple(c for c in plan.choices if c not in choices)))
+    use_integers(model, target.native)
     return Lowering(tuple(graphs), model, replace(made, choices=tuple(choices)))
+
+
+def _within_bodies(model: ir.Model, canonical: ir.Model) -> frozenset[str]:
+    """Nodes of families planned on request that bodies brought in: their methods' bodies hold such nodes themselves."""
+    before = {node.name for node in canonical.graph.all_nodes()}
+    found = set()
+    for node in model.graph.all_nodes():
+        family = registry.family_of_node(node)
+        if family is not None and registry.on_request(family) and node.name not in before:
+            found.add(node.name or "")
+    return frozenset(found)
 
 
 def _bodies_first(model: ir.Model, target: Target, plan: Plan) -> Plan:

@@ -23,12 +23,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Choice:
-    """The method for one node of the canonical graph: `keep`, or a name of the node's family."""
+    """The method for one node of the canonical graph: `keep`, or a name of the node's family.
+
+    `reason` is for people: why it is not the method that was asked for.
+    """
 
     node: str
     op: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,25 @@ def _choice_to_dict(choice: Choice) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": choice.node, "op": choice.op, "method": choice.method}
     if choice.options:
         entry["options"] = dict(sorted(choice.options.items()))
+    if choice.reason:
+        entry["reason"] = choice.reason
     return entry
 
 
 def _choice_from_dict(entry: Any, origin: str) -> Choice:
     if not isinstance(entry, dict):
         raise PlanError(f"{origin} is not a table")
-    _only_keys(entry, {"name", "op", "method", "options"}, origin)
+    _only_keys(entry, {"name", "op", "method", "options", "reason"}, origin)
     for key in ("name", "op", "method"):
         if not isinstance(entry.get(key), str):
             raise PlanError(f"{origin} has no {key}")
     if not isinstance(entry.get("options", {}), dict):
         raise PlanError(f"{origin}: options must be a table")
-    return Choice(entry["name"], entry["op"], entry["method"], entry.get("options", {}))
+    if not isinstance(entry.get("reason", ""), str):
+        raise PlanError(f"{origin}: reason must be text")
+    return Choice(
+        entry["name"], entry["op"], entry["method"], entry.get("options", {}), entry.get("reason", "")
+    )
 
 
 def _only_keys(table: Mapping[str, Any], known: set[str], origin: str) -> None:

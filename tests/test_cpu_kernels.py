@@ -15,7 +15,6 @@ from tvm_ffi import structural_walk
 from lowerkit.numerics.rows import softmax_rows
 from lowerkit.passes import registry
 from lowerkit.reference import Reference
-from lowerkit.targets.cpu.kernels.packed import PANEL, pack
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable
 from lowerkit.targets.cpu.schedules.contraction import schedule_contraction
 from lowerkit.targets.cpu.schedules.elementwise import schedule_elementwise
@@ -311,13 +310,6 @@ def test_gather_counts_from_the_end_and_never_leaves_its_memory(axis: int, tmp_p
     np.testing.assert_array_equal(runner({"x": x, "i": inside})["y"], np.take(x, inside, axis=axis))
     assert np.isnan(runner({"x": x, "i": wild})["y"]).all()
 
-
-def test_panels_hold_the_weights_in_order_and_zeros_after_them() -> None:
-    weight = normal(3, PANEL + 2)
-    panels = pack(weight)
-    assert panels.shape == (2, 3, PANEL)
-    np.testing.assert_array_equal(np.concatenate(panels, axis=1)[:, : PANEL + 2], weight)
-    assert not panels[1, :, 2:].any()
 
 
 def function(*tensors: te.Tensor) -> s_tir.Schedule:

@@ -50,6 +50,15 @@ def channel_readers(value: ir.Value) -> Readers:
     return readers
 
 
+def carried_from(value: ir.Value) -> ir.Node | None:
+    """The node that computed the channels of `value`, which carriers may have moved since; None for inputs."""
+    producer = value.producer()
+    while producer is not None and producer.inputs and _is_carrier(producer):
+        source = producer.inputs[0]
+        producer = source.producer() if source is not None else None
+    return producer
+
+
 def undo_in_products(readers: Readers, factor: np.ndarray, offset: np.ndarray) -> None:
     """Make the products give for (Y + offset) / factor, which is read from now on, what they gave for Y.
 

@@ -241,7 +241,7 @@ def _blockers(nodes: list[ir.Node], target: Target) -> list[Blocker]:
     found = []
     for node in nodes:
         if node.domain == DOMAIN or (node.domain == "" and node.op_type in target.must_lower):
-            if node.domain == "" and registry.family_of(node.op_type) is None:
+            if node.domain == "" and registry.family_of_node(node) is None:
                 reason = "the target cannot compute it, and no method replaces it"
                 found.append(Blocker(node.name or "", node.op_type, reason))
             continue

@@ -50,7 +50,9 @@ class Evidence(str, enum.Enum):
 class Bound:
     """A bound on the method error in real arithmetic: |method(x) - original(x)| <= value.
 
-    `kind` is "absolute", or "relative" to |original(x)|. `domain` states the inputs for which it holds.
+    `kind` is "absolute", "relative" to |original(x)|, or, for sums of products, relative to "operands": to the
+    largest sum that operands of such magnitudes can have, K max|x| max|w|. `domain` states the inputs for which it
+    holds.
     """
 
     value: float
@@ -74,6 +76,13 @@ class Method(ABC):
     cost: ClassVar[Mapping[str, str]]
     #: Canonical operator -> the operator of the `lowerkit` domain that takes its place, with its body.
     functions: ClassVar[Mapping[str, Function]]
+    #: Whether plans name the family's nodes only where the user or the target asks for another method than `keep`.
+    on_request: ClassVar[bool] = False
+
+    @classmethod
+    def concerns(cls, node: ir.Node) -> bool:
+        """Whether a node of one of the family's operators is one that its methods speak of."""
+        return True
 
     @classmethod
     def fit(cls, stats: TensorStats | None, options: Mapping[str, Any]) -> Method:
@@ -91,6 +100,13 @@ class Method(ABC):
 
     def refuses(self, node: ir.Node) -> str | None:
         """Why this method cannot replace `node`, or None."""
+        return None
+
+    def spares(self, node: ir.Node) -> str | None:
+        """Why `node` is kept, without an error, where the user asks for the method for the whole family; or None.
+
+        Only families that are planned on request have such nodes.
+        """
         return None
 
     def outside(self, stats: TensorStats) -> str | None:

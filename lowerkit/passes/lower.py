@@ -37,7 +37,7 @@ def default_plan(
         raise PlanError(f"no family of methods is called '{unknown[0]}'", hint=hint)
     choices = []
     for node in model.graph.all_nodes():
-        family = registry.family_of_node(node)
+        family = planned_family(node, target, asked)
         if family is None or _name(node) in taken:
             continue
         name, given = registry.parse_choice(asked.get(family, target.defaults.get(family, KEEP)))
@@ -45,6 +45,10 @@ def default_plan(
             choices.append(Choice(_name(node), node.op_type, KEEP))
             continue
         cls = registry.method_class(family, name)
+        spared = registry.make(family, name, given).spares(node) if cls.on_request else None
+        if spared is not None:
+            choices.append(Choice(_name(node), node.op_type, KEEP, reason=f"{name} {spared}"))
+            continue
         reason = _refusal(cls, node)
         if reason is None:
             method = registry.fit(family, name, node, calibration.get(node.inputs[0]), given)
@@ -60,6 +64,14 @@ def default_plan(
         else:
             choices.append(Choice(_name(node), node.op_type, KEEP))
     return Plan(target.name, tuple(choices), {**target.options, **(options or {})})
+
+
+def planned_family(node: ir.Node, target: Target, asked: Mapping[str, str]) -> str | None:
+    """The family that a plan by `asked` and the target's defaults speaks of `node` for, or None."""
+    family = registry.family_of_node(node)
+    if family is None or family in asked or not registry.on_request(family):
+        return family
+    return family if target.defaults.get(family, KEEP) != KEEP else None
 
 
 def check_domains(model: ir.Model, plan: Plan, calibration: Calibration) -> None:
@@ -91,6 +103,9 @@ def apply_plan(model: ir.Model, plan: Plan) -> None:
     nodes = {_name(node): node for node in model.graph.all_nodes()}
     for choice in plan.choices:
         node = nodes.get(choice.node)
+        if node is not None and node.graph is None:  # an earlier method has written it anew, under its name
+            nodes = {_name(each): each for each in model.graph.all_nodes()}
+            node = nodes.get(choice.node)
         if node is None or node.op_type != choice.op or registry.family_of_node(node) is None:
             found = "it is not there" if node is None else f"it is a {node.op_type}"
             raise PlanError(

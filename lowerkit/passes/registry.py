@@ -25,7 +25,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FOLDERS = ("softmax", "activation", "norm", "attention", "pool")
+FOLDERS = ("softmax", "activation", "norm", "attention", "pool", "quantize")
 #: The choice that leaves a node as the canonical operator, for the target's own implementation.
 KEEP = "keep"
 
@@ -68,7 +68,17 @@ def family_of(op_type: str) -> str | None:
 def family_of_node(node: ir.Node) -> str | None:
     """The family that replaces `node`, or None."""
     canonical = node.domain == "" or (node.domain == DOMAIN and node.op_type in CANONICAL)
-    return family_of(node.op_type) if canonical else None
+    family = family_of(node.op_type) if canonical else None
+    return family if family is not None and _some_method(family).concerns(node) else None
+
+
+def on_request(family: str) -> bool:
+    """Whether plans name the family's nodes only where someone asks for another method than `keep`."""
+    return _some_method(family).on_request
+
+
+def _some_method(family: str) -> type[Method]:
+    return next(cls for (known, _), cls in methods().items() if known == family)
 
 
 def names_of(family: str | None) -> list[str]:

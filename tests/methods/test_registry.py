@@ -34,15 +34,19 @@ X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
 #: What operators take besides, or instead of, X.
 INPUTS = {
     "Attention": X.reshape(1, 1, 3, 4),
+    "Conv": X.reshape(1, 1, 3, 4),
+    "MatMul": np.linspace(-3, 3, 64, dtype=np.float32).reshape(2, 32),
     "MaxPool": X.reshape(1, 3, 4),
     "Reciprocal": np.abs(X) + 0.25,
     "Rsqrt": np.abs(X) + 0.25,
 }
-ATTRIBUTES = {"MaxPool": {"kernel_shape": [3], "pads": [1, 1]}}
+ATTRIBUTES = {"Conv": {"pads": [1, 1, 1, 1]}, "MaxPool": {"kernel_shape": [3], "pads": [1, 1]}}
 KEY_VALUE = [X[:2].reshape(1, 1, 2, 4), X[1:].reshape(1, 1, 2, 4)]
 WEIGHTS = {
     "Attention": KEY_VALUE,
+    "Conv": [np.linspace(-1, 2, 9, dtype=np.float32).reshape(1, 1, 3, 3)],
     "LayerNormalization": [np.ones(4, np.float32)],
+    "MatMul": [np.linspace(-1, 2, 1024, dtype=np.float32).reshape(32, 32)],
     "RMSNormalization": [np.ones(4, np.float32)],
 }
 
@@ -80,7 +84,7 @@ def method_for(cls: type[Method], op: str) -> Method:
 def test_metadata_is_complete(cls: type[Method]) -> None:
     assert cls.__doc__
     assert len(cls.__doc__.splitlines()) > 3, "a method's docstring is its maths"
-    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", cls.name)
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z][a-z0-9]*)*", cls.name)
     assert re.search(r"\d{4}|section \d", cls.source)
     assert set(cls.cost) >= {"cpu", "gpu", "fpga", "he"}
     assert all(line and "\n" not in line for line in cls.cost.values())
@@ -89,7 +93,7 @@ def test_metadata_is_complete(cls: type[Method]) -> None:
     assert (bound is None) == (cls.contract is Contract.REPLACE)
     if bound is None:
         return
-    assert bound.kind in ("absolute", "relative")
+    assert bound.kind in ("absolute", "relative", "operands")
     assert bound.domain
     assert 0 <= bound.value < 0.5
     assert (bound.value == 0) == (cls.contract is Contract.EXACT)
@@ -109,7 +113,15 @@ def test_bodies_are_valid_standard_onnx(cls: type[Method]) -> None:
         after = run(lower(method_for(cls, op), model), x)
         bound = cls().bound()
         if bound is not None:
-            assert np.abs(after - before).max() <= bound.value * max(1, np.abs(before).max()) + 1e-6
+            scale = max(1, np.abs(before).max()) if bound.kind != "operands" else largest_sum(op)
+            assert np.abs(after - before).max() <= bound.value * scale + 1e-6
+
+
+def largest_sum(op: str) -> float:
+    """K max|x| max|w|."""
+    (weight,) = WEIGHTS[op]
+    terms = len(weight) if op == "MatMul" else weight[0].size
+    return float(terms * np.abs(INPUTS[op]).max() * np.abs(weight).max())
 
 
 @each_method
@@ -232,7 +244,8 @@ def test_families_name_their_operators() -> None:
     assert registry.family_of("Softmax") == "softmax"
     assert registry.family_of("Gelu") == "gelu"
     assert registry.family_of("LayerNormalization") == registry.family_of("RMSNormalization") == "norm"
-    assert registry.family_of("Conv") is None
+    assert registry.family_of("Conv") == "linear"
+    assert registry.family_of("Add") is None
 
 
 FILE = '''

@@ -19,10 +19,13 @@ from lowerkit.errors import LowerkitError, ToolError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.arena import ALIGNMENT
 from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
-from lowerkit.targets.cpu.kernels import packed
+from lowerkit.targets.cpu.kernels.gemm.machine import machine
+from lowerkit.targets.cpu.kernels.gemm.operators import matmul
+from lowerkit.targets.cpu.layout import ChannelsLast
 from lowerkit.targets.cpu.native import write_object
 from lowerkit.targets.cpu.program import Call, Program, leaves, make_program
 from lowerkit.targets.cpu.schedule import ScheduleForCpu
+from lowerkit.targets.cpu.tuning import Tuning
 
 #: C sources and headers of the runtime, which every library holds.
 RUNTIME = Path(__file__).parent / "runtime"
@@ -40,13 +43,14 @@ def build_library(
     path: Path,
     inputs: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
+    tuning: Tuning | None = None,
 ) -> dict[str, int]:
     """Compile `module`, with these inputs and outputs (name, dtype, shape), into the shared library `path`.
 
     Equal modules give equal bytes. Returns the bytes of `code`, `constants` and `arena`. Raises UnsupportedError for
     what has no static program, and ToolError where there is no compiler or linker, or TVM or one of them fails.
     """
-    program, kernels = lower(module, cpu)
+    program, kernels = lower(module, cpu, tuning)
     with tempfile.TemporaryDirectory(prefix="lowerkit-") as name:
         directory = Path(name)
         write_objects(program, kernels, cpu, directory, inputs, outputs)
@@ -58,10 +62,15 @@ def build_library(
     }
 
 
-def lower(module: tvm.IRModule, cpu: str) -> tuple[Program, dict[str, tirx.PrimFunc]]:
-    """The program of `module`, and its kernels by name, scheduled for `cpu`."""
+def lower(
+    module: tvm.IRModule, cpu: str, tuning: Tuning | None = None
+) -> tuple[Program, dict[str, tirx.PrimFunc]]:
+    """The program of `module`, and its kernels by name, scheduled for `cpu`: as tuned, and the rest by rules."""
     with _tvm_failures(), _target(cpu), tvm.transform.PassContext(opt_level=3):
-        module = _passes(cpu)(module)
+        module = _fused(cpu)(module)
+        if tuning is not None:
+            module = tuning.apply(module)
+        module = ScheduleForCpu(cpu)(module)  # type: ignore[operator]
     program = make_program(module)
     used = {step.function for step in leaves(program.steps) if isinstance(step, Call)}
     functions = {f"k_{variable.name_hint}": function for variable, function in module.functions_items()}
@@ -169,19 +178,19 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _passes(cpu: str) -> tvm.transform.Pass:
-    """Operators become loops, loops are fused and scheduled."""
+def _fused(cpu: str) -> tvm.transform.Pass:
+    """Operators become loops, and loops are fused."""
     t = relax.transform
     return tvm.transform.Sequential(
         [
-            relax.backend.DispatchSortScan(),
-            t.LegalizeOps(packed.legalizations()),
+            ChannelsLast(cpu),
+            relax.backend.DispatchSortScan(),  # CumSum
+            t.LegalizeOps({"relax.matmul": matmul(machine(cpu))}),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
             t.FuseOps(),
             t.FuseTIR(),
             t.RewriteDataflowReshape(),
             t.DeadCodeElimination(),
-            ScheduleForCpu(cpu),
         ]
     )

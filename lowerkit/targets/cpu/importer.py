@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
 import tvm
 from onnx_ir.passes.common import InlinePass
@@ -23,10 +25,14 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.graph.canonicalise import FoldConstants
+from lowerkit.graph.channels import drop_unused
 from lowerkit.graph.domain import DOMAIN, describe_node
 from lowerkit.graph.shapes import infer_shapes
+from lowerkit.graph.weights import initializer
 from lowerkit.targets.cpu import support
 from lowerkit.targets.cpu.decompose import decompose
+from lowerkit.targets.cpu.fuse_attention import fuse_attention
+from lowerkit.targets.cpu.merge_products import merge_products
 
 #: (block builder, inputs, attributes) -> value, or None to leave the node to the front end.
 Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr | None]
@@ -45,9 +51,12 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports what it leaves unfolded
     inline = InlinePass(lambda function: not (function.domain == DOMAIN and function.name in converters))
     if inline(model).modified:
+        _widen_weights(model)
         FoldConstants()(model)  # bodies compute axes from their attributes
         infer_shapes(model)
     _check(model, converters)
+    fuse_attention(model)
+    merge_products(model)
     decompose(model)
     model.functions.clear()
     # Bodies hold constants in forms, and arithmetic on axes, that the front end does not take.
@@ -61,6 +70,19 @@ def import_model(model: ir.Model, converters: dict[str, Converter]) -> tvm.IRMod
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _Importer(converters, shapes, _types(model)).from_onnx(proto.graph, model.opset_imports[""])
+
+
+def _widen_weights(model: ir.Model) -> None:
+    """Fold Casts of weights, of any size: bodies hold them in types that the front end does not take."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Cast" and node.domain == "" else None
+        if source is None or source.const_value is None or node.outputs[0].is_graph_output():
+            continue
+        dtype = ir.DataType(node.attributes["to"].as_int()).numpy()
+        wide = initializer(model.graph, f"{source.name}.{dtype}", source.const_value.numpy().astype(dtype))
+        ir.convenience.replace_all_uses_with(node.outputs[0], wide)
+        model.graph.remove(node, safe=True)
+        drop_unused([source])
 
 
 def _check(model: ir.Model, converters: dict[str, Converter]) -> None:
@@ -105,6 +127,12 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """Nothing: operators are refused one by one, with their names."""
+
+    def _parse_array(self, tensor_proto: onnx.TensorProto) -> tvm.runtime.Tensor:
+        """An initializer; one of int4 as int8, for TVM has no memory for half bytes."""
+        if tensor_proto.data_type == onnx.TensorProto.INT4:
+            return tvm.runtime.tensor(onnx.numpy_helper.to_array(tensor_proto).astype(np.int8))
+        return super()._parse_array(tensor_proto)
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:

@@ -17,7 +17,6 @@ _DTYPES = frozenset(
     {_T.BOOL, _T.FLOAT16, _T.FLOAT, _T.DOUBLE}
     | {_T.INT8, _T.INT16, _T.INT32, _T.INT64, _T.UINT8, _T.UINT16, _T.UINT32, _T.UINT64}
 )
-
 #: Operators of the standard domain that TVM takes.
 _TAKEN_NAMES = """
 Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization
@@ -65,7 +64,9 @@ def reason(node: ir.Node) -> str | None:
     if node.op_type in _LACKING:
         return _LACKING[node.op_type]
     for value in (*node.inputs, *node.outputs):
-        if value is not None and value.dtype is not None and value.dtype not in _DTYPES:
+        if value is None or value.dtype is None or _is_narrowed(node, value):
+            continue
+        if value.dtype not in _DTYPES:
             return (
                 f"value '{value.name}' is of type {value.dtype.name}, which the target has no arithmetic for"
             )
@@ -75,6 +76,12 @@ def reason(node: ir.Node) -> str | None:
     if node.op_type not in _TAKEN and not is_decomposed(node):
         return "TVM's ONNX front end has no such operator"
     return None
+
+
+def _is_narrowed(node: ir.Node, value: ir.Value) -> bool:
+    """`value` is a float rounded to bfloat16 between two Casts."""
+    outside = value.is_graph_input() or value.is_graph_output()
+    return node.op_type == "Cast" and value.dtype == _T.BFLOAT16 and not outside
 
 
 # Conditions on a node.

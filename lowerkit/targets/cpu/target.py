@@ -20,16 +20,36 @@ from lowerkit.targets.cpu import features, runner, support
 
 
 class CpuTarget(Target):
-    """Compiles to machine code with TVM. Options: `cpu`, what to compile for; `threads`, 0 for all."""
+    """Compiles to machine code with TVM.
+
+    Options: `cpu`, what to compile for; `threads`, 0 for all; `tune`, seconds to search for faster schedules;
+    `tuning`, a file with what an earlier search found.
+    """
 
     name = "cpu"
     summary = "machine code for this kind of processor, compiled by TVM"
     defaults: ClassVar[Mapping[str, str]] = {"softmax": "poly-exp", "gelu": "poly", "norm": "keep"}
     expands = frozenset({"Attention"})
     native = frozenset(
-        {"OnlineSoftmax", "OnlineSoftmaxTopK", "PolySoftmax", "TwoPassSoftmax", "UnifiedMaxSoftmax"}
+        {
+            "MatMulBf16",
+            "MatMulInt8",
+            "MatMulInt8Static",
+            "MatMulWeightInt4",
+            "MatMulWeightInt8",
+            "OnlineSoftmax",
+            "OnlineSoftmaxTopK",
+            "PolySoftmax",
+            "TwoPassSoftmax",
+            "UnifiedMaxSoftmax",
+        }
     )
-    options: ClassVar[Mapping[str, Any]] = {"cpu": features.default_cpu(), "threads": 0}
+    options: ClassVar[Mapping[str, Any]] = {
+        "cpu": features.default_cpu(),
+        "threads": 0,
+        "tune": 0,
+        "tuning": "",
+    }
 
     def blocker(self, node: ir.Node) -> str | None:
         """Why TVM cannot run `node`, or would compute something else."""
@@ -47,18 +67,23 @@ class CpuTarget(Target):
         cpu, threads = _checked(options)
         flags = features.level(cpu).flags
         # TVM takes seconds to import, and opening an artifact does not need it.
+        import tvm
+
+        from lowerkit.targets.cpu import tuning
         from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
         from lowerkit.targets.cpu.importer import import_model, output_types
-        from lowerkit.targets.cpu.kernels import CONVERTERS
+        from lowerkit.targets.cpu.kernels import converters
 
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
-        module = import_model(model, CONVERTERS)
+        with tvm.target.Target(features.tvm_target(cpu)):  # kernels ask it how wide vectors are
+            module = import_model(model, converters(cpu))
+        tuned = tuning.from_options(self.merged(options), cpu, threads)
         outputs = [
             {"name": name, "dtype": dtype, "shape": shape}
             for name, (shape, dtype) in zip(names, output_types(module), strict=True)
         ]
-        sizes = build_library(module, cpu, directory / runner.LIBRARY, inputs, outputs)
+        sizes = build_library(module, cpu, directory / runner.LIBRARY, inputs, outputs, tuned)
         metadata = {
             "inputs": inputs,
             "outputs": outputs,
@@ -73,7 +98,10 @@ class CpuTarget(Target):
             shutil.copyfile(RUNTIME / name, directory / name)
         shutil.copyfile(runner.__file__, directory / "run.py")
         (directory / runner.METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        return options
+        if tuned is None:
+            return options
+        (directory / tuning.RECORDS).write_text(tuned.to_json(), encoding="utf-8")
+        return {**options, "tune": 0, "tuning": tuning.digest(tuned.to_json())}
 
     def complete(
         self,
@@ -110,7 +138,8 @@ class CpuTarget(Target):
                 raise ModelError(f"the graph has no value '{name}'")
             model.graph.outputs.append(values[name])
         with tempfile.TemporaryDirectory(prefix="lowerkit-") as directory:
-            self.emit(model, options, Path(directory))
+            # Fusion ends at the taps, so that a probe has other functions than those that were tuned.
+            self.emit(model, {**options, "tune": 0, "tuning": ""}, Path(directory))
             return self.open(Path(directory), options)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from lowerkit.numerics.polynomial import Polynomial
 from lowerkit.passes.softmax.poly_exp import PolyExp
 from lowerkit.targets.cpu.kernels.softmax_rows import (
     by_rows,
@@ -46,7 +45,7 @@ def two_pass_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
     """Softmax of float32 `inputs[0]` over `axis`; the pairs are (largest exponent of two, sum of mantissas)."""
-    coefficients = [f32(float(c)) for c in polynomial().array()]
+    coefficients = exact_coefficients()
 
     def exponent(x: Expr) -> Expr:
         return exponent_of(_compressed(x))
@@ -141,7 +140,7 @@ def online_pairs(bb: relax.BlockBuilder, data: relax.Expr) -> relax.Expr:
 
 
 def _below(x: Expr, top: Expr) -> Expr:
-    return exponential(x - top, polynomial())
+    return exponential(x - top, exact_coefficients())
 
 
 def _normaliser(
@@ -191,6 +190,6 @@ def _join(pairs: te.Tensor, blocks: int, factor: Callable[[Expr, Expr], Expr]) -
 
 
 @functools.cache
-def polynomial() -> Polynomial:
-    """The exponential's, on the reduced range."""
-    return PolyExp(degree=7).polynomial()
+def exact_coefficients() -> list[Expr]:
+    """The exponential's on the reduced range, highest power first."""
+    return [f32(float(c)) for c in PolyExp(degree=7).polynomial().array()]

@@ -1,6 +1,6 @@
-"""lowerkit::OnlineSoftmaxTopK: the online normaliser, TVM's TopK of the logits, and exponentials of those alone.
+"""lowerkit::OnlineSoftmaxTopK: the online normaliser, TopK of the logits, and exponentials of those alone.
 
-Neither the softmax nor its quotients are computed at the row's length. TVM's TopK is a pass of its own.
+Neither the softmax nor its quotients are computed at the row's length. TopK is a pass of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from lowerkit.targets.cpu.kernels.exact_softmax import online_pairs, polynomial
+from lowerkit.targets.cpu.kernels.exact_softmax import exact_coefficients, online_pairs
 from lowerkit.targets.cpu.kernels.softmax_rows import exponential, from_rows, to_rows
+from lowerkit.targets.cpu.kernels.top_k import select
 
 
 def online_softmax_topk(
@@ -34,12 +35,12 @@ def online_softmax_topk(
     def weights(logits: te.Tensor, pairs: te.Tensor) -> te.Tensor:
         return te.compute(
             logits.shape,
-            lambda i, j: exponential(logits[i, j] - pairs[i, 0], polynomial()) / pairs[i, 1],
+            lambda i, j: exponential(logits[i, j] - pairs[i, 0], exact_coefficients()) / pairs[i, 1],
             name="weights",
         )
 
     candidates = bb.emit_te(masked, data, pairs, primfunc_name_hint="softmax_candidates")
-    largest = bb.emit(relax.op.topk(candidates, k, 1, ret_type="both", largest=True, dtype="int64"))
+    largest = select(bb, candidates, k, 1)
     values = bb.emit_te(
         weights, bb.emit(relax.TupleGetItem(largest, 0)), pairs, primfunc_name_hint="softmax_weights"
     )

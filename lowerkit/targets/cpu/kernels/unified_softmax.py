@@ -17,7 +17,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from lowerkit.passes.softmax.unified_max import REACH
-from lowerkit.targets.cpu.kernels.exact_softmax import polynomial, softmax_of_pairs
+from lowerkit.targets.cpu.kernels.exact_softmax import exact_coefficients, softmax_of_pairs
 from lowerkit.targets.cpu.kernels.softmax_rows import exponential, f32
 
 #: e^88 fits float32. A sum with such a term is outside of the guard, whatever the term was.
@@ -28,7 +28,7 @@ def unified_max_softmax(
     bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]
 ) -> relax.Expr:
     """Softmax of float32 `inputs[0]` over `axis`; the pairs are (`center` or maximum, sum relative to it)."""
-    p, center = polynomial(), f32(float(attributes.get("center", 0.0)))
+    p, center = exact_coefficients(), f32(float(attributes.get("center", 0.0)))
 
     def term(x: Expr, top: Expr) -> Expr:
         return exponential(x - top, p)

@@ -26,9 +26,7 @@ from lowerkit.targets.cpu.schedules.elementwise import schedule_block
 #: Contraction -> the output's axes that make a tile: rows, vector.
 _AXES = {
     "matmul": (-2, -1),
-    "dense_packed": (-2, -1),
     "conv2d_nchw": (1, 3),
-    "conv2d_packed": (3, 1),
     "group_conv2d_nchw": (2, 3),
 }
 #: Rows of a tile, best first: with two vectors a row they fill 8 to 14 of AVX2's 16 registers.
