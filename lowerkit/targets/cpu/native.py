@@ -26,7 +26,7 @@ STACK = 16 << 10
 def write_object(kernels: Mapping[str, tirx.PrimFunc], target: tvm.target.Target, path: Path) -> bool:
     """Compile scheduled functions, by name, into the object file `path`; whether any has a parallel loop."""
     bind = tirx.transform.BindTarget(target.with_host(target))
-    module = _lowering()(bind(tvm.IRModule({name: _at_first_element(f) for name, f in kernels.items()})))
+    module = _lowering()(bind(tvm.IRModule(dict(kernels))))
     named = {variable.name_hint: function for variable, function in module.functions_items()}
     module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()})
     tvm.get_global_func("target.build.llvm")(module, target).write_to_file(str(path), "o")
@@ -74,12 +74,6 @@ def _lowering() -> tvm.transform.Pass:
             t.LowerIntrin(),
         ]
     )
-
-
-def _at_first_element(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Some of TVM's operators leave room for an offset of a buffer's first element; here it is 0."""
-    offset = [buffer for buffer in function.params if isinstance(buffer.elem_offset, tvm.ir.Var)]
-    return function.specialize({b: tirx.decl_buffer(b.shape, str(b.dtype), b.name) for b in offset})
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="lowerkit.TakePointers")
