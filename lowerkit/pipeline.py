@@ -124,11 +124,11 @@ def gather_samples(
 def calibrate_plannable(
     model: ir.Model,
     samples: Sequence[Mapping[str, np.ndarray]],
-    speaks_of: Callable[[ir.Node], bool],
+    speaks_of: Callable[[ir.Node], object] = registry.family_of_node,
     *,
     synthetic: bool,
 ) -> Calibration:
-    """Statistics of the first input of every node that the plan `speaks_of`."""
+    """Statistics of the first input of every node that the plan `speaks_of`: by default, that some method replaces."""
     values = [
         node.inputs[0].name or "" for node in model.graph if speaks_of(node) and node.inputs[0] is not None
     ]
