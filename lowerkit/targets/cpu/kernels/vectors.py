@@ -96,7 +96,8 @@ def call_kernel(
             T.reads([])
             T.writes([])
             body(*buffers, out)
-    function: tirx.PrimFunc = builder.get()
+    # A branch of an If has a builder of its own, which does not know the others' names.
+    function: tirx.PrimFunc = builder.get().without_attr("global_symbol")
     variable = bb.add_func(function, name)
     return bb.emit(relax.call_tir(variable, list(arguments), out_ty=relax.TensorType(list(shape), "float32")))
 
