@@ -10,17 +10,14 @@ original by 2e-4 of the output's scale; with default methods top-1 agreement mus
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 import lowerkit
 from benchmarks.models import MODELS, BenchmarkModel
-from benchmarks.tables import Column, markdown, rich_table
+from benchmarks.tables import Column, publish
 from lowerkit.numerics.metrics import Error
 from lowerkit.validation.results import OutputResult
 
@@ -93,11 +90,7 @@ def main() -> int:
             for exact in (True, False):
                 rows.append(measure(MODELS[name], exact, Path(scratch)))
                 print({key: rows[-1][key] for key in ("model", "methods", "error", "ok")}, file=sys.stderr)
-    Console().print(rich_table(COLUMNS, rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
+    publish(TITLE, __doc__, COLUMNS, rows, arguments.json, arguments.markdown)
     return int(not all(row["ok"] for row in rows))
 
 

@@ -11,7 +11,6 @@ lost than `LIMITS` allows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import lowerkit
-from benchmarks.tables import Column, markdown, rich_table
+from benchmarks.tables import Column, publish
 from examples import minilm_layer
 from lowerkit.validation.samples import write_arrays
 
@@ -157,11 +155,7 @@ def main() -> int:
                 if example.name in arguments.models.split(","):
                     rows.append(measure(example, bits, arguments.clip, Path(scratch)))
                     print(rows[-1], file=sys.stderr)
-    Console().print(rich_table(COLUMNS, rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
+    publish(TITLE, __doc__, COLUMNS, rows, arguments.json, arguments.markdown)
     return int(not all(row["ok"] for row in rows))
 
 

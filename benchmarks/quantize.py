@@ -11,7 +11,6 @@ Ranges of `int8-static` come from the first samples; the other choices see no da
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import warnings
@@ -22,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from rich.console import Console
 
 from benchmarks.models import MODELS, BenchmarkModel
-from benchmarks.tables import Column, markdown, rich_table
+from benchmarks.tables import Column, publish
 from lowerkit import load, pipeline
 from lowerkit.artifact import specs
 from lowerkit.errors import LowerkitWarning
@@ -133,11 +131,7 @@ def main() -> int:
         for name in arguments.models.split(","):
             choices = arguments.choices.split(";")
             rows += measure(MODELS[name], choices, Path(scratch) / f"{name}.npz")
-    Console().print(rich_table(COLUMNS, rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
+    publish(TITLE, __doc__, COLUMNS, rows, arguments.json, arguments.markdown)
     return 0
 
 

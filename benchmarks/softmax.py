@@ -16,7 +16,6 @@ The last columns are ratios of times in the same round: onnxruntime's to those o
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -28,11 +27,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import tvm
-from rich.console import Console
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from benchmarks.tables import Column, markdown, rich_table
+from benchmarks.tables import Column, publish
 from lowerkit.graph.load import load_model, upgrade
 from lowerkit.passes import registry
 from lowerkit.targets.base import get_target
@@ -162,11 +160,7 @@ def main() -> None:
     for log2 in [n for n in (6, 7, 8, 9, 10, 13, 16, 18, 20, 22, 24) if n <= arguments.largest]:
         with tempfile.TemporaryDirectory() as scratch:
             rows.append(measure(log2, arguments.rounds, Path(scratch)))
-    Console().print(rich_table(COLUMNS, rows))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    publish(TITLE, __doc__, COLUMNS, rows, arguments.json, arguments.markdown)
 
 
 if __name__ == "__main__":

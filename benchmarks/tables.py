@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 
@@ -44,3 +47,19 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]])
 def markdown(title: str, text: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
     """A document: title, text and the rows as a table."""
     return f"# {title}\n\n{text.strip()}\n\n{markdown_table(columns, rows)}"
+
+
+def publish(
+    title: str,
+    text: str,
+    columns: Sequence[Column],
+    rows: Sequence[Mapping[str, Any]],
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Print the rows, and write them and the document where files are given."""
+    Console().print(rich_table(columns, rows))
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=2) + "\n")
+    if markdown_file:
+        markdown_file.write_text(markdown(title, text, columns, rows))

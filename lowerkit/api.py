@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -241,6 +242,7 @@ def _self_check(
         oracle=_oracle(target, lowered, artifact.plan),
     )
     _refuse_inexact(validation)
+    noise = functools.cache(lambda: rounding_noise(lowered, checked))
     for output in validation.outputs:
         error = output.error.arithmetic
         assert error is not None
@@ -249,7 +251,7 @@ def _self_check(
         found, limit = (error.relative, target.tolerance) if is_float else (error.mean_relative, 0.1)
         if found <= limit or (is_float and error.max_abs <= target.asked_precision(artifact.plan.options)):
             continue
-        if is_float and found <= _TIMES_NOISE * rounding_noise(lowered, checked)[output.name]:
+        if is_float and found <= _TIMES_NOISE * noise()[output.name]:
             continue
         raise UnsupportedError(
             f"the compiled output '{output.name}' differs from onnxruntime by {found:.2g} of its scale on "

@@ -82,6 +82,36 @@ class LinearMethod(Method):
         return new
 
 
+@dataclass(frozen=True)
+class IntegerLinear(LinearMethod):
+    """A linear method whose weights are integers with one scale per output channel."""
+
+    def integers(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(integers, their float32 scale) of each output channel of `weight`, which is float64."""
+        return symmetric(weight)
+
+    def steps(self, x: np.ndarray, axes: int) -> tuple[np.ndarray, np.ndarray | float]:
+        """(what the integers are multiplied with, its step) of x, whose last `axes` axes are one product's.
+
+        By default whole steps of 8 bits, quantised as they come.
+        """
+        return dynamic_steps(x, axes)
+
+    def stored(self, node: ir.Node, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """Integers and their scale per output channel."""
+        integers, scale = self.integers(weight)
+        return {"w": integers, "w_scale": scale}
+
+    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
+        """See `Method.evaluate`: x times `weight`, or convolved with it, with a Conv's attributes."""
+        weight = np.asarray(attributes["weight"], np.float64)
+        integers, scale = self.integers(weight)
+        steps, step = self.steps(x, 3 if weight.ndim == 4 else 1)
+        sums = product(steps, integers.astype(np.float64), attributes)
+        result: np.ndarray = sums * step * by_output(scale, weight)
+        return result
+
+
 def weight_of(node: ir.Node) -> np.ndarray:
     """The weight of a linear node in float64."""
     weight = constant(node.inputs[1])
@@ -117,6 +147,18 @@ def symmetric(weight: np.ndarray, steps: int = WEIGHT_STEPS) -> tuple[np.ndarray
         scale.astype(np.float64) if weight.ndim == 2 else scale.astype(np.float64)[:, None, None, None]
     )
     return np.clip(np.rint(weight / by_channel), -steps, steps).astype(np.int8), scale
+
+
+def dynamic_steps(x: np.ndarray, axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q - z, s) of x, in float64, with one s for each place before the last `axes` axes; s keeps those as 1."""
+    x = np.asarray(x, np.float64)
+    over = tuple(range(-axes, 0))
+    low = np.minimum(x.min(axis=over, keepdims=True), 0)
+    high = np.maximum(x.max(axis=over, keepdims=True), 0)
+    step = (high - low) / ACTIVATION_STEPS
+    step = np.where(step == 0, 1.0, step)
+    zero = np.clip(np.rint(-low / step), 0, ACTIVATION_STEPS)
+    return np.clip(np.rint(x / step) + zero, 0, ACTIVATION_STEPS) - zero, step
 
 
 def product(x: np.ndarray, weight: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import numpy as np
-import onnx_ir as ir
+from typing import ClassVar
 
 from lowerkit.passes.activation.bodies import Body
 from lowerkit.passes.base import Bound, Evidence
-from lowerkit.passes.quantize.base import (
-    ACTIVATION_STEPS,
-    WEIGHT_STEPS,
-    LinearMethod,
-    by_output,
-    product,
-    symmetric,
-)
+from lowerkit.passes.quantize.base import ACTIVATION_STEPS, WEIGHT_STEPS, IntegerLinear
 from lowerkit.passes.quantize.bodies import CONV_INT8, MATMUL_INT8
 
 #: Half a step of a weight, of its channel's largest, and half a step of an activation, of twice the row's largest.
@@ -26,7 +16,7 @@ ERROR = 0.5 / WEIGHT_STEPS + 1 / ACTIVATION_STEPS
 
 
 @dataclass(frozen=True)
-class Int8(LinearMethod):
+class Int8(IntegerLinear):
     """Weights in 8 bits per output channel, activations in 8 bits per token; sums of integers.
 
     A weight of output channel n is w'_kn = t_n v_kn with t_n = max_k |w_kn| / 127 and the integer
@@ -68,29 +58,3 @@ class Int8(LinearMethod):
     def bound(self) -> Bound:
         """From half a step of either operand."""
         return Bound(ERROR, "operands", "every finite row", Evidence.PROVED)
-
-    def stored(self, node: ir.Node, weight: np.ndarray) -> dict[str, np.ndarray]:
-        """Integers and their scale per output channel."""
-        integers, scale = symmetric(weight)
-        return {"w": integers, "w_scale": scale}
-
-    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        """See `Method.evaluate`: x times `weight`, or convolved with it, with a Conv's attributes."""
-        weight = np.asarray(attributes["weight"], np.float64)
-        integers, scale = symmetric(weight)
-        steps, step = dynamic_steps(x, 3 if weight.ndim == 4 else 1)
-        sums = product(steps, integers.astype(np.float64), attributes)
-        result: np.ndarray = sums * step * by_output(scale, weight)
-        return result
-
-
-def dynamic_steps(x: np.ndarray, axes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q - z, s) of x, in float64, with one s for each place before the last `axes` axes; s keeps those as 1."""
-    x = np.asarray(x, np.float64)
-    over = tuple(range(-axes, 0))
-    low = np.minimum(x.min(axis=over, keepdims=True), 0)
-    high = np.maximum(x.max(axis=over, keepdims=True), 0)
-    step = (high - low) / ACTIVATION_STEPS
-    step = np.where(step == 0, 1.0, step)
-    zero = np.clip(np.rint(-low / step), 0, ACTIVATION_STEPS)
-    return np.clip(np.rint(x / step) + zero, 0, ACTIVATION_STEPS) - zero, step

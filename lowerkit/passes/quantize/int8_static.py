@@ -16,20 +16,13 @@ from lowerkit.numerics.clipping import RULES, clipped_range
 from lowerkit.numerics.statistics import TensorStats
 from lowerkit.passes.activation.bodies import Body
 from lowerkit.passes.base import Bound, Evidence, Method
-from lowerkit.passes.quantize.base import (
-    ACTIVATION_STEPS,
-    SMALLEST,
-    LinearMethod,
-    by_output,
-    product,
-    symmetric,
-)
+from lowerkit.passes.quantize.base import ACTIVATION_STEPS, SMALLEST, IntegerLinear
 from lowerkit.passes.quantize.bodies import CONV_INT8_STATIC, MATMUL_INT8_STATIC
 from lowerkit.passes.quantize.int8 import ERROR
 
 
 @dataclass(frozen=True)
-class Int8Static(LinearMethod):
+class Int8Static(IntegerLinear):
     """Weights in 8 bits per output channel, activations in 8 bits with one calibrated step for the whole tensor.
 
     As method `int8`, but s and z are constants: `scale` and `zero_point`, from a range [lo, hi] that contains 0,
@@ -123,20 +116,10 @@ class Int8Static(LinearMethod):
         ]
         return [x, *made, *weights]
 
-    def stored(self, node: ir.Node, weight: np.ndarray) -> dict[str, np.ndarray]:
-        """Integers and their scale per output channel."""
-        integers, scale = symmetric(weight)
-        return {"w": integers, "w_scale": scale}
-
-    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        """See `Method.evaluate`: x times `weight`, or convolved with it, with a Conv's attributes."""
-        weight = np.asarray(attributes["weight"], np.float64)
-        integers, scale = symmetric(weight)
+    def steps(self, x: np.ndarray, axes: int) -> tuple[np.ndarray, np.ndarray | float]:
+        """Whole steps of the calibrated scale."""
         q = np.rint(np.asarray(x, np.float64) / self.scale) + self.zero_point
-        steps = np.clip(q, 0, ACTIVATION_STEPS) - self.zero_point
-        sums = product(steps, integers.astype(np.float64), attributes)
-        result: np.ndarray = sums * self.scale * by_output(scale, weight)
-        return result
+        return np.clip(q, 0, ACTIVATION_STEPS) - self.zero_point, self.scale
 
 
 def _reparameterised(node: ir.Node) -> tuple[float, int] | None:

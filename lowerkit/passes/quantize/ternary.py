@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import onnx_ir as ir
 
 from lowerkit.passes.activation.bodies import Body
 from lowerkit.passes.base import Contract
-from lowerkit.passes.quantize.base import (
-    SMALLEST,
-    LinearMethod,
-    by_output,
-    outputs_last,
-    product,
-)
+from lowerkit.passes.quantize.base import SMALLEST, IntegerLinear, outputs_last
 from lowerkit.passes.quantize.bodies import CONV_INT8, MATMUL_INT8
-from lowerkit.passes.quantize.int8 import dynamic_steps
 
 
 @dataclass(frozen=True)
-class Ternary(LinearMethod):
+class Ternary(IntegerLinear):
     """Weights -a, 0 or a with one a per output channel; activations in 8 bits, as method `int8` has them.
 
     The Euclidean distance of a channel w to a v, v in {-1, 0, 1}, is least for v = sign(w) where |w| is above a
@@ -51,19 +43,9 @@ class Ternary(LinearMethod):
     def bound(self) -> None:
         """None: another function."""
 
-    def stored(self, node: ir.Node, weight: np.ndarray) -> dict[str, np.ndarray]:
+    def integers(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Signs and their scale per output channel."""
-        signs, scale = ternary(weight)
-        return {"w": signs, "w_scale": scale}
-
-    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        """See `Method.evaluate`: x times `weight`, or convolved with it, with a Conv's attributes."""
-        weight = np.asarray(attributes["weight"], np.float64)
-        signs, scale = ternary(weight)
-        steps, step = dynamic_steps(x, 3 if weight.ndim == 4 else 1)
-        sums = product(steps, signs.astype(np.float64), attributes)
-        result: np.ndarray = sums * step * by_output(scale, weight)
-        return result
+        return ternary(weight)
 
 
 def ternary(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

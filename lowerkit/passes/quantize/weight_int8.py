@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import onnx_ir as ir
 
 from lowerkit.passes.activation.bodies import Body
 from lowerkit.passes.base import Bound, Evidence
-from lowerkit.passes.quantize.base import WEIGHT_STEPS, LinearMethod, symmetric
+from lowerkit.passes.quantize.base import WEIGHT_STEPS, IntegerLinear
 from lowerkit.passes.quantize.bodies import MATMUL_WEIGHT_INT8
 
 
 @dataclass(frozen=True)
-class WeightInt8(LinearMethod):
+class WeightInt8(IntegerLinear):
     """A matrix in 8 bits per output channel; float32 products.
 
     w'_kn = t_n v_kn with t_n = max_k |w_kn| / 127 and v_kn = round(w_kn / t_n), and y'_n = t_n sum_k x_k v_kn. Each
@@ -41,13 +40,6 @@ class WeightInt8(LinearMethod):
         """From half a step of the weights."""
         return Bound(0.5 / WEIGHT_STEPS, "operands", "every finite product", Evidence.PROVED)
 
-    def stored(self, node: ir.Node, weight: np.ndarray) -> dict[str, np.ndarray]:
-        """Integers and their scale per output channel."""
-        integers, scale = symmetric(weight)
-        return {"w": integers, "w_scale": scale}
-
-    def evaluate(self, x: np.ndarray, **attributes: Any) -> np.ndarray:
-        """See `Method.evaluate`: x times `weight`."""
-        integers, scale = symmetric(np.asarray(attributes["weight"], np.float64))
-        result: np.ndarray = np.asarray(x, np.float64) @ integers.astype(np.float64) * scale
-        return result
+    def steps(self, x: np.ndarray, axes: int) -> tuple[np.ndarray, np.ndarray | float]:
+        """x as it is."""
+        return np.asarray(x, np.float64), 1.0

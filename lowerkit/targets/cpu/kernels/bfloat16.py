@@ -6,6 +6,7 @@ from typing import Any
 
 from onnx import TensorProto
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 
 def cast(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: dict[str, Any]) -> relax.Expr | None:
@@ -17,14 +18,23 @@ def cast(bb: relax.BlockBuilder, inputs: list[relax.Expr], attrs: dict[str, Any]
 
 
 def rounded(x: te.Tensor) -> te.Tensor:
-    """The upper half of each number's bits, after half of its last one, or a little less for an even one, is added."""
+    """Each number rounded, as float32."""
 
-    def bits(value: int) -> tirx.PrimExpr:
-        return tirx.const(value, "uint32")
-
-    def element(*i: tirx.Var) -> tirx.PrimExpr:
-        u = tirx.reinterpret("uint32", x(*i))
-        up = (u + bits(0x7FFF) + ((u >> bits(16)) & bits(1))) & bits(0xFFFF0000)
-        return tirx.Select(tirx.isnan(x(*i)), x(*i), tirx.reinterpret("float32", up))
+    def element(*i: tirx.Var) -> Expr:
+        return tirx.reinterpret("float32", nearest(x(*i)))
 
     return te.compute(x.shape, element, name="round_to_bfloat16")
+
+
+def nearest(value: Expr) -> Expr:
+    """The bfloat16 nearest to a float32, ties to even, in the upper half of a uint32 whose lower half is 0.
+
+    Half of the last place that is kept is added before the cut, a little less for an even one. A NaN stays one.
+    """
+    u = tirx.reinterpret("uint32", value)
+    up = u + ((u >> _u32(16)) & _u32(1)) + _u32(0x7FFF)
+    return tirx.Select(tirx.isnan(value), u | _u32(0x400000), up) & _u32(0xFFFF0000)
+
+
+def _u32(number: int) -> Expr:
+    return tirx.const(number, "uint32")

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Expr, Op
 
+from lowerkit.targets.cpu.kernels.bfloat16 import nearest
 from lowerkit.targets.cpu.kernels.gemm.dots import Instruction
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
@@ -167,21 +168,14 @@ def _rounded(bb: relax.BlockBuilder, machine: Machine, x: relax.Expr) -> relax.E
                 if padded == depth
                 else tirx.if_then_else(i[-1] < depth, x(*i), tirx.const(0, "float32"))
             )
-            bits = tirx.reinterpret("uint32", value)
-            # Half of the last place that is kept, less one for an even one; a NaN stays one.
-            up = bits + ((bits >> _u32(16)) & _u32(1)) + _u32(0x7FFF)
-            up = tirx.Select(tirx.isnan(value), bits | _u32(0x400000), up)
+            bits = nearest(value)
             if bits_wanted:
-                return (up >> _u32(16)).astype("uint16")
-            return tirx.reinterpret("float32", up & _u32(0xFFFF0000))
+                return (bits >> tirx.const(16, "uint32")).astype("uint16")
+            return tirx.reinterpret("float32", bits)
 
         return te.compute([*lead, padded], element, name="bf16")
 
     return bb.emit_te(rounded, x, primfunc_name_hint="to_bf16")
-
-
-def _u32(value: int) -> Expr:
-    return tirx.const(value, "uint32")
 
 
 def _array(value: relax.Expr) -> np.ndarray:
