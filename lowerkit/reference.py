@@ -12,6 +12,15 @@ import onnxruntime as ort
 from lowerkit.errors import ModelError
 
 
+#: Weights of more bytes are not serialised.
+_SMALL = 4096
+#: Types that onnxruntime takes from numpy.
+_IN_NUMPY = frozenset(
+    getattr(ir.DataType, name)
+    for name in "FLOAT DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+)
+
+
 class Reference:
     """Runs a model in onnxruntime on the CPU.
 
@@ -26,12 +35,13 @@ class Reference:
     def __init__(
         self, model: ir.Model, taps: Sequence[str] = (), *, threads: int = 1, optimise: bool = False
     ) -> None:
-        proto = ir.serde.serialize_model(model)
+        proto, self._weights = _with_weights_apart(model)
         present = {output.name for output in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps if name not in present)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_external_initializers(list(self._weights), list(self._weights.values()))
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         try:
@@ -43,3 +53,15 @@ class Reference:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; returns graph outputs and taps by name."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
+def _with_weights_apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ort.OrtValue]]:
+    """`model` with big weights declared alone, and those weights by name, in the memory where the model has them."""
+    light, weights = model.clone(), {}
+    for name, value in light.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= _SMALL or tensor.dtype not in _IN_NUMPY:
+            continue
+        weights[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+        value.const_value = ir.ExternalTensor("", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+    return ir.serde.serialize_model(light), weights

@@ -72,6 +72,7 @@ def load_model(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = No
     # From IR version 4 on, a weight need not be a graph input.
     model_proto.ir_version = max(4, needed, min(model_proto.ir_version, _NEWEST_IR))
     model = ir.serde.deserialize_model(model_proto)
+    _unpack_weights(model)
     qonnx.define(model)
     name_nodes(model)
     _check_weights(model)
@@ -79,6 +80,14 @@ def load_model(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = No
     _check_outputs(model, declared)
     Reference(model)
     return model
+
+
+def _unpack_weights(model: ir.Model) -> None:
+    """Hold weights as arrays: a tensor within a protobuf message is copied whenever it is read."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.TensorProtoTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _drop_weight_inputs(model: onnx.ModelProto) -> None:

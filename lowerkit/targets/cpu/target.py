@@ -17,6 +17,7 @@ import onnx_ir as ir
 from lowerkit.errors import ModelError, PlanError
 from lowerkit.targets.base import CostTable, Progress, Runner, Target
 from lowerkit.targets.cpu import features, runner, support
+from lowerkit.targets.cpu.import_tvm import import_tvm
 
 
 class CpuTarget(Target):
@@ -67,7 +68,8 @@ class CpuTarget(Target):
         options = self.complete(model, (), options)
         cpu, threads = _checked(options)
         flags = features.level(cpu).flags
-        # TVM takes seconds to import, and opening an artifact does not need it.
+        # TVM takes a second to import, and opening an artifact does not need it.
+        import_tvm()
         import tvm
 
         from lowerkit.targets.cpu import tuning
