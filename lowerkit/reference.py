@@ -11,14 +11,10 @@ import onnxruntime as ort
 
 from lowerkit.errors import ModelError
 
-
 #: Weights of more bytes are not serialised.
 _SMALL = 4096
 #: Types that onnxruntime takes from numpy.
-_IN_NUMPY = frozenset(
-    getattr(ir.DataType, name)
-    for name in "FLOAT DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
-)
+_IN_NUMPY = frozenset(np.dtype(name) for name in ["?", *np.typecodes["AllInteger"], "float32", "float64"])
 
 
 class Reference:
@@ -60,8 +56,10 @@ def _with_weights_apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ort
     light, weights = model.clone(), {}
     for name, value in light.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= _SMALL or tensor.dtype not in _IN_NUMPY:
+        if tensor is None or tensor.nbytes <= _SMALL or (array := tensor.numpy()).dtype not in _IN_NUMPY:
             continue
-        weights[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
-        value.const_value = ir.ExternalTensor("", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+        weights[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        value.const_value = ir.ExternalTensor(
+            "", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=name
+        )
     return ir.serde.serialize_model(light), weights

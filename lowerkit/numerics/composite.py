@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.polynomial import chebyshev, polynomial
-from scipy.optimize import least_squares, linprog
 
 from lowerkit.numerics.certify import CELLS, certified
 from lowerkit.numerics.functions import ScalarFunction
@@ -61,7 +61,7 @@ def fit_composite(function: ScalarFunction, inner: int, outer: int) -> Composite
             found: np.ndarray = root * (_odd(basis @ both[:split], outer) @ both[split:] - f)
             return found
 
-        both = least_squares(residual, np.concatenate([p, q]), method="lm", max_nfev=200).x
+        both = scipy.optimize.least_squares(residual, np.concatenate([p, q]), method="lm", max_nfev=200).x
         p, q = both[:split], both[split:]
         error = np.abs(_odd(basis @ p, outer) @ q - f)
         if (largest := float(error.max())) < least:
@@ -100,7 +100,7 @@ def _best_outer(basis: np.ndarray, f: np.ndarray, unit: float) -> np.ndarray:
     ones = np.ones((len(f), 1))
     rows = np.block([[basis, -ones], [-basis, -ones]])
     count = basis.shape[1]
-    solution = linprog(
+    solution = scipy.optimize.linprog(
         np.concatenate([np.zeros(count), [1.0]]),
         rows,
         np.concatenate([rest, -rest]),

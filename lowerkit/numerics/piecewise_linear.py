@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy
 
 from lowerkit.numerics.certify import certified
 from lowerkit.numerics.functions import ScalarFunction
@@ -99,7 +99,9 @@ def _best_values(knots: np.ndarray, x: np.ndarray, f: np.ndarray, scale: np.ndar
     rows = np.block([[hats, -ones], [-hats, -ones]])
     cost = np.concatenate([np.zeros(count), [1.0]])
     bounds = [(None, None)] * count + [(0, None)]
-    solution = linprog(cost, rows, np.concatenate([-residual, residual]), bounds=bounds, method="highs")
+    solution = scipy.optimize.linprog(
+        cost, rows, np.concatenate([-residual, residual]), bounds=bounds, method="highs"
+    )
     # Without success the interpolant does as well, and is certified all the same.
     best: np.ndarray = start + (unit * solution.x[:-1] if solution.success else 0)
     return best

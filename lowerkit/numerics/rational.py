@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.polynomial import chebyshev, polynomial
-from scipy.optimize import linprog
 
 from lowerkit.numerics.certify import CELLS
 from lowerkit.numerics.functions import ScalarFunction
@@ -94,7 +94,9 @@ def _round(
     limits = np.concatenate([target, -target, np.zeros(len(f))])
     count = system.shape[1]
     cost = np.concatenate([np.zeros(count), [1.0]])
-    solution = linprog(cost, rows, limits, bounds=[(None, None)] * count + [(0, None)], method="highs-ds")
+    solution = scipy.optimize.linprog(
+        cost, rows, limits, bounds=[(None, None)] * count + [(0, None)], method="highs-ds"
+    )
     return solution.x[:-1] / size if solution.success else None
 
 

@@ -21,7 +21,8 @@ def import_tvm() -> None:
 def _absent(modules: tuple[str, ...]) -> Iterator[None]:
     """Meanwhile, importing one of `modules` that is not there yet fails as if it were not installed."""
     hidden = [name for name in modules if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
