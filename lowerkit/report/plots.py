@@ -22,6 +22,8 @@ FLOOR = 1e-9
 _WIDTH, _LEGEND, _ROW, _AXIS = 960.0, 28.0, 18.0, 44.0
 #: Of the scatter plot the side, and what is left at the left and below, and above and at the right.
 _SIDE, _NEAR, _FAR = 360.0, 64.0, 26.0
+#: Points beyond are left out, as infinities are, and differences of the inverse are none.
+_LARGEST = 1e300
 _FONT = 12.0
 #: Width of a character of fixed width, over the font's size.
 _CHARACTER = 0.61
@@ -29,9 +31,8 @@ _CHARACTER = 0.61
 
 def layer_plot(layers: Sequence[LayerResult]) -> Markup:
     """Relative error by layer, method against arithmetic, log scale; one line per layer, inputs on top."""
-    errors = [(layer.error.method, METHOD) for layer in layers]
-    errors += [(layer.error.arithmetic, ARITHMETIC) for layer in layers if layer.error.arithmetic]
-    right = 2 * max([1.0, *(e.relative for e, _ in errors if e and math.isfinite(e.relative))])
+    errors = [e for layer in layers for e in (layer.error.method, layer.error.arithmetic) if e]
+    right = 2 * max([1.0, *(error.relative for error in errors if math.isfinite(error.relative))])
     low, high = math.log10(FLOOR / 2), math.log10(right * 1.2)
     names = [f"{_short(layer.value)}  {layer.method or layer.op}" for layer in layers]
     start = 12 + 10 * _CHARACTER * max(map(len, names))
@@ -41,12 +42,9 @@ def layer_plot(layers: Sequence[LayerResult]) -> Markup:
         shown = max(error, FLOOR) if error < right else right  # what is no number is no small error
         return start + (_WIDTH - 12 - start) * (math.log10(shown) - low) / (high - low)
 
-    parts = [
-        _circle(12, _LEGEND / 2),
-        _text(20, _LEGEND / 2, "method (original → lowered)"),
-        _diamond(212, _LEGEND / 2),
-        _text(220, _LEGEND / 2, "arithmetic (lowered → artifact)"),
-    ]
+    parts = [_circle(12, _LEGEND / 2), _text(20, _LEGEND / 2, "method (original → lowered)")]
+    if len(errors) > len(layers):
+        parts += [_diamond(212, _LEGEND / 2), _text(220, _LEGEND / 2, "arithmetic (lowered → artifact)")]
     for exponent in range(math.ceil(low), math.floor(high) + 1):
         at = x(10.0**exponent)
         parts += [_grid(at, _LEGEND, at, bottom), _text(at, bottom + 11, f"{10.0**exponent:g}", "middle")]
@@ -64,7 +62,7 @@ def layer_plot(layers: Sequence[LayerResult]) -> Markup:
 
 def scatter_plot(output: OutputResult) -> Markup:
     """Elements of an output, artifact against original, with the line on which they are equal."""
-    points = [point for point in output.points if all(map(math.isfinite, point))]
+    points = [point for point in output.points if all(abs(value) < _LARGEST for value in point)]
     ticks = _ticks([value for point in points for value in point] or [0.0, 1.0])
     low, high = ticks[0], ticks[-1]
     size = _SIDE - _NEAR - _FAR
@@ -99,8 +97,10 @@ def scatter_plot(output: OutputResult) -> Markup:
 def _ticks(values: Sequence[float]) -> list[float]:
     """From 3 to 7 round numbers at equal distances; the first and last enclose `values`."""
     low, high = min(values), max(values)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # all of them about one number
-        low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-6 * size, 1 / _LARGEST):  # all of them about one number
+        size = max(size, 1 / _LARGEST)
+        low, high = low - size, high + size
     unit = 10.0 ** math.floor(math.log10(high - low))
     step = next(n * unit for n in (0.2, 0.5, 1, 2) if (high - low) / (n * unit) <= 5)
     return [step * n for n in range(math.floor(low / step), math.ceil(high / step) + 1)]
