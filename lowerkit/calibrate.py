@@ -34,8 +34,7 @@ def calibrate(
     wanted = list(dict.fromkeys(values))
     reference = Reference(model, taps=wanted)
     calibration = Calibration({name: TensorStats() for name in wanted})
-    for sample in samples:
-        results = reference(sample)
+    for results in reference.over(samples):
         for name in wanted:
             calibration.stats[name].update(results[name])
     return calibration

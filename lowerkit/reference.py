@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -13,6 +16,8 @@ from lowerkit.errors import ModelError
 
 #: Weights of more bytes are not serialised.
 _SMALL = 4096
+#: Samples that run at the same time at most: the values of all of them are in memory.
+_AHEAD = 4
 #: Types that onnxruntime takes from numpy.
 _IN_NUMPY = frozenset(np.dtype(name) for name in ["?", *np.typecodes["AllInteger"], "float32", "float64"])
 
@@ -49,6 +54,18 @@ class Reference:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; returns graph outputs and taps by name."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+    def over(self, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        """The results for each of `samples`, in their order; a few samples run at the same time."""
+        ahead = min(len(os.sched_getaffinity(0)), _AHEAD)
+        with ThreadPoolExecutor(ahead) as pool:
+            running: deque[Future[dict[str, np.ndarray]]] = deque()
+            for sample in samples:
+                running.append(pool.submit(self, sample))
+                if len(running) > ahead:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
 
 
 def _with_weights_apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ort.OrtValue]]:

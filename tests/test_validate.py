@@ -23,7 +23,9 @@ from lowerkit.plan import Choice, Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import Runner, get_target
 from lowerkit.validation import layers as layers_module
-from lowerkit.validation.layers import by_bytes, spread
+from lowerkit.validation import measure as measure_module
+from lowerkit.validation.layers import spread
+from lowerkit.validation.measure import by_bytes
 from lowerkit.validation.outputs import OutputMeter, meters
 from lowerkit.validation.results import Validation
 from lowerkit.validation.samples import Samples, read_labels, read_samples, synthetic_samples
@@ -401,8 +403,34 @@ def test_no_samples() -> None:
 
 def test_taps_in_groups_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(classifier(), {"p1": 0.5})
-    monkeypatch.setattr(layers_module, "TAP_BYTES", 1500)
-    assert measure(classifier(), {"p1": 0.5}).layers == whole.layers
+    monkeypatch.setattr(measure_module, "TAP_BYTES", 1500)
+    assert measure(classifier(), {"p1": 0.5}) == whole
+
+
+def test_a_graph_runs_once_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, ...]] = []
+    run = Reference.__call__
+
+    def counted(reference: Reference, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = run(reference, inputs)
+        ran.append(tuple(results))
+        return results
+
+    model = classifier()
+    samples = synthetic_samples(model, 3, 0)
+    monkeypatch.setattr(Reference, "__call__", counted)
+    assert len(validate(model, model, Perturbed(model, {}), samples, planned=KEPT).layers) > 4
+    assert len(ran) == 3 * 3  # original, lowered, and the artifact that stands in here
+
+
+def test_results_over_samples_come_in_their_order() -> None:
+    model = classifier()
+    samples = synthetic_samples(model, 9, 0)
+    reference = Reference(model)
+    for found, sample in zip(reference.over(samples), samples, strict=True):
+        for name, expected in reference(sample).items():
+            np.testing.assert_array_equal(found[name], expected)
+    assert list(reference.over([])) == []
 
 
 def test_layers_are_capped_planned_nodes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,8 +471,7 @@ def test_progress_ends_at_the_total() -> None:
         planned=KEPT,
         progress=lambda *step: seen.append(step),
     )
-    assert ("end to end", 3, 3) in seen
-    assert ("layers", 3, 3) in seen
+    assert seen[-1] == ("samples", 3, 3)
 
 
 def lowered_by(model: ir.Model, **methods: str) -> tuple[ir.Model, Plan]:

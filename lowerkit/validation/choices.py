@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from lowerkit.numerics.metrics import ErrorStats
@@ -16,71 +15,72 @@ from lowerkit.passes.lower import apply_plan
 from lowerkit.passes.registry import KEEP
 from lowerkit.plan import Choice, Plan
 from lowerkit.reference import Reference
-from lowerkit.validation.layers import TAP_BYTES, by_bytes, value_bytes
+from lowerkit.validation.layers import value_bytes
+from lowerkit.validation.measure import SAMPLES, Values, graph_source
 from lowerkit.validation.results import ChoiceResult
 
 
 @dataclass
-class _Trial:
+class Trial:
     """A planned node of a graph, and the operator that replaced it as a model of its own.
 
-    `output` is the value of the graph whose place the operator's took.
+    The method gets the inputs that the graph before it, in float, gives the original operator, and its output
+    (onnxruntime, float32) is compared with that operator's.
+
+    Attributes:
+        output: the value of the graph whose place the operator's took.
+        graph: the source that is the graph.
     """
 
     method: Method
     before: ir.Node
     output: ir.Value
     after: Reference
+    graph: str
     error: ErrorStats = field(default_factory=ErrorStats)
     stats: TensorStats = field(default_factory=TensorStats)
 
     @property
-    def taps(self) -> list[str]:
-        """Values to take from a run of the graph."""
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """The inputs and the output of the node in the graph."""
         inputs = [value for value in self.before.inputs if value is not None and value.producer() is not None]
-        return [value.name or "" for value in [*inputs, self.output]]
+        return {self.graph: [value.name or "" for value in [*inputs, self.output]]}
 
-    def update(self, values: Mapping[str, np.ndarray]) -> None:
-        """Add one sample, given the values of a run of the graph, inputs among them."""
+    @property
+    def size(self) -> int:
+        """Bytes of these."""
+        return sum(value_bytes(value) for value in (*self.before.inputs, self.output) if value is not None)
+
+    def update(self, values: Mapping[str, Values]) -> None:
+        """Add one sample."""
+        found = {**values[SAMPLES], **values[self.graph]}
         output, source = self.output.name or "", self.before.inputs[0]
-        inputs = [value.name or "" for value in _fed(self.before.inputs)]
-        result = self.after({name: values[name] for name in inputs})[output]
-        self.error.update(values[output], self.method.restored(result))
-        if source is not None and (name := source.name or "") in values:
-            self.stats.update(values[name])
+        result = self.after({value.name or "": found[value.name or ""] for value in _fed(self.before.inputs)})
+        self.error.update(found[output], self.method.restored(result[output]))
+        if source is not None and (name := source.name or "") in found:
+            self.stats.update(found[name])
 
 
-def compare_choices(
-    graphs: Sequence[ir.Model],
-    samples: Sequence[Mapping[str, np.ndarray]],
-    plan: Plan,
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[ChoiceResult, ...]:
-    """The local error of each method in the plan, with its bound, in the plan's order.
-
-    The method gets the inputs that the graph before it, in float, gives the original operator, and its output
-    (onnxruntime, float32) is compared with that operator's. Nodes inside subgraphs are not measured.
+def trials(graphs: Sequence[ir.Model], plan: Plan) -> dict[str, Trial]:
+    """A trial for each node that a method replaces, by its name. Nodes inside subgraphs have none.
 
     Args:
         graphs: those that the plan speaks of, in turn: each has the choices of the ones before behind it.
     """
-    methods = {choice.node: _method(choice) for choice in plan.choices}
-    trials: dict[str, _Trial] = {}
-    for graph in graphs if samples else ():
-        found = _trials(graph, plan, {name: m for name, m in methods.items() if m and name not in trials})
-        trials |= found
-        sizes = [sum(value_bytes(v) for v in (*t.before.inputs, t.output) if v) for t in found.values()]
-        for group in by_bytes(list(found.values()), sizes, TAP_BYTES):
-            reference = Reference(graph, list(dict.fromkeys(tap for trial in group for tap in trial.taps)))
-            for sample in samples:
-                values = {**sample, **reference(sample)}
-                for trial in group:
-                    trial.update(values)
-                advance()
-    return tuple(_result(choice, methods[choice.node], trials.get(choice.node)) for choice in plan.choices)
+    methods = {choice.node: made for choice in plan.choices if (made := _method(choice)) is not None}
+    found: dict[str, Trial] = {}
+    for index, graph in enumerate(graphs):
+        left = {name: method for name, method in methods.items() if name not in found}
+        found |= _trials(graph, graph_source(index), plan, left)
+    return found
 
 
-def _trials(graph: ir.Model, plan: Plan, methods: Mapping[str, Method]) -> dict[str, _Trial]:
+def choice_results(plan: Plan, tried: Mapping[str, Trial]) -> tuple[ChoiceResult, ...]:
+    """The local error of each method in the plan, with its bound, in the plan's order."""
+    return tuple(_result(choice, _method(choice), tried.get(choice.node)) for choice in plan.choices)
+
+
+def _trials(graph: ir.Model, source: str, plan: Plan, methods: Mapping[str, Method]) -> dict[str, Trial]:
     """Those nodes of the graph that are planned, each with its method alone in its place."""
     nodes = {node.name or "": node for node in graph.graph if node.name in methods}
     rewritten = graph.clone()
@@ -90,7 +90,8 @@ def _trials(graph: ir.Model, plan: Plan, methods: Mapping[str, Method]) -> dict[
     for name, node in nodes.items():
         if name in after:
             output = methods[name].replaced(node).outputs[0]
-            found[name] = _Trial(methods[name], node, output, _alone(rewritten, after[name], output))
+            alone = _alone(rewritten, after[name], output)
+            found[name] = Trial(methods[name], node, output, alone, source)
     return found
 
 
@@ -101,7 +102,7 @@ def _method(choice: Choice) -> Method | None:
     return registry.make(family, choice.method, choice.options)
 
 
-def _result(choice: Choice, method: Method | None, trial: _Trial | None) -> ChoiceResult:
+def _result(choice: Choice, method: Method | None, trial: Trial | None) -> ChoiceResult:
     if method is None:
         return ChoiceResult(choice.node, choice.op, choice.method, dict(choice.options))
     bound = method.bound()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +12,12 @@ import onnx_ir as ir
 from lowerkit.graph.domain import DOMAIN
 from lowerkit.numerics.metrics import ErrorStats
 from lowerkit.plan import Plan
-from lowerkit.reference import Reference
 from lowerkit.targets.base import Runner
+from lowerkit.validation.measure import LOWERED, ORIGINAL, PROBE, Values, graph_source
 from lowerkit.validation.results import Arrows, LayerResult
 
 #: Layers measured at most. Planned nodes come first; what room they leave goes to the others.
 MAX_LAYERS = 64
-#: Bytes of intermediate values of one graph held at a time; more taps are measured in several runs.
-TAP_BYTES = 1 << 28
 
 #: Operators whose outputs are worth a line: they do the arithmetic, or choose between methods.
 LAYER_OPS = frozenset(
@@ -43,25 +40,49 @@ LAYER_OPS = frozenset(
     }
 )
 
-_Item = TypeVar("_Item")
-
 #: Makes a runner of the artifact's code that also returns the values named.
 Probe = Callable[[Sequence[str]], Runner]
 
 
 @dataclass
-class _Layer:
+class LayerMeter:
+    """Compares a value that graphs have by the same name.
+
+    Attributes:
+        reference: the source that has it before the plan.
+        probe: whether to ask the artifact's code for it.
+        probed: whether that has it; targets may compute it within another.
+    """
+
     value: str
     size: int  # bytes
     node: ir.Node
     planned: bool
+    reference: str
+    probe: bool
     method: ErrorStats = field(default_factory=ErrorStats)
     arithmetic: ErrorStats = field(default_factory=ErrorStats)
     total: ErrorStats = field(default_factory=ErrorStats)
-    #: Whether the artifact has the value; targets may compute it within another.
     probed: bool = False
 
+    @property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """The value, of each source."""
+        sources = [self.reference, LOWERED, *([PROBE] if self.probe else [])]
+        return {source: [self.value] for source in sources}
+
+    def update(self, values: Mapping[str, Values]) -> None:
+        """Add one sample."""
+        original, lowered = values[self.reference][self.value], values[LOWERED][self.value]
+        self.method.update(original, lowered)
+        artifact = values[PROBE].get(self.value) if self.probe else None
+        if artifact is not None:
+            self.probed = True
+            self.arithmetic.update(lowered, artifact)
+            self.total.update(original, artifact)
+
     def result(self) -> LayerResult:
+        """What has been measured so far."""
         operator = f"{DOMAIN}::{self.node.op_type}" if self.node.domain == DOMAIN else self.node.op_type
         arrows = Arrows(
             self.method.result(),
@@ -72,60 +93,21 @@ class _Layer:
         return LayerResult(self.value, self.node.name or "", operator, method, arrows)
 
 
-def compare_layers(
-    original: ir.Model,
-    canonical: ir.Model,
-    lowered: ir.Model,
-    samples: Sequence[Mapping[str, np.ndarray]],
-    probe: Probe | None,
-    plan: Plan,
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[tuple[LayerResult, ...], int]:
-    """The errors of up to MAX_LAYERS layers, in graph order, and how many more there are.
+def layer_meters(
+    original: ir.Model, canonical: ir.Model, lowered: ir.Model, plan: Plan, *, probe: bool
+) -> tuple[list[LayerMeter], int]:
+    """Meters for up to MAX_LAYERS layers, in graph order, and how many more there are.
 
     A layer is a float value of the lowered graph, computed by a planned node or one of LAYER_OPS, that
     the original has by the same name and shape; where canonicalisation introduced the value, the
     canonical graph stands in for the original.
 
     Args:
-        advance: called after each sample, once per group of taps.
+        probe: measure the artifact's value too.
     """
-    if not samples:
-        return (), 0
-    planned = frozenset(choice.node for choice in plan.choices)
-    layers, left_out = _choose(original, canonical, lowered, planned)
-    in_original = _float_values(original)
-    for group in by_bytes(layers, [layer.size for layer in layers], TAP_BYTES):
-        names = [layer.value for layer in group]
-        from_original = [name for name in names if name in in_original]
-        from_canonical = [name for name in names if name not in in_original]
-        references = [Reference(original, from_original)] if from_original else []
-        references += [Reference(canonical, from_canonical)] if from_canonical else []
-        low, artifact = Reference(lowered, names), probe(names) if probe is not None else None
-        for sample in samples:
-            expected: dict[str, np.ndarray] = {}
-            for reference in reversed(references):
-                expected.update(reference(sample))
-            after = low(sample)
-            got = artifact(sample) if artifact is not None else None
-            for layer in group:
-                _update(layer, expected[layer.value], after[layer.value], (got or {}).get(layer.value))
-            advance()
-    return tuple(layer.result() for layer in layers), left_out
-
-
-def _update(layer: _Layer, original: np.ndarray, lowered: np.ndarray, artifact: np.ndarray | None) -> None:
-    layer.method.update(original, lowered)
-    if artifact is not None:
-        layer.probed = True
-        layer.arithmetic.update(lowered, artifact)
-        layer.total.update(original, artifact)
-
-
-def _choose(
-    original: ir.Model, canonical: ir.Model, lowered: ir.Model, planned: frozenset[str]
-) -> tuple[list[_Layer], int]:
-    before = {**_float_values(canonical), **_float_values(original)}
+    planned = {choice.node for choice in plan.choices}
+    in_original, in_canonical = _float_values(original), _float_values(canonical)
+    before = {**in_canonical, **in_original}
     candidates = []
     for value in _float_values(lowered).values():
         node = value.producer()
@@ -134,7 +116,9 @@ def _choose(
         value = _whole(value)
         name = value.name or ""
         if name in before and _dims(before[name]) == _dims(value):
-            candidates.append(_Layer(name, value_bytes(value), node, (node.name or "") in planned))
+            reference = ORIGINAL if name in in_original else graph_source(0)
+            is_planned = (node.name or "") in planned
+            candidates.append(LayerMeter(name, value_bytes(value), node, is_planned, reference, probe))
     first = [i for i, layer in enumerate(candidates) if layer.planned]
     rest = [i for i, layer in enumerate(candidates) if not layer.planned]
     chosen = spread(first, MAX_LAYERS)
@@ -187,17 +171,3 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
-
-
-def by_bytes(items: Sequence[_Item], sizes: Sequence[int], limit: int) -> Iterator[list[_Item]]:
-    """Consecutive groups of `items`, each of at most `limit` bytes in all, or of one item."""
-    group: list[_Item] = []
-    total = 0
-    for item, size in zip(items, sizes, strict=True):
-        if group and total + size > limit:
-            yield group
-            group, total = [], 0
-        group.append(item)
-        total += size
-    if group:
-        yield group

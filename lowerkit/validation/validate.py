@@ -8,6 +8,8 @@ Original and lowered run operator by operator in onnxruntime, in float; the arti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +19,20 @@ from lowerkit.errors import DataError
 from lowerkit.plan import Plan
 from lowerkit.reference import Reference
 from lowerkit.targets.base import Progress, Runner
-from lowerkit.validation.choices import compare_choices
-from lowerkit.validation.layers import Probe, compare_layers
-from lowerkit.validation.outputs import meters
-from lowerkit.validation.results import OutputResult, Validation
+from lowerkit.validation.choices import Trial, choice_results, trials
+from lowerkit.validation.layers import LayerMeter, Probe, layer_meters
+from lowerkit.validation.measure import (
+    ARTIFACT,
+    LOWERED,
+    ORIGINAL,
+    PROBE,
+    Source,
+    Values,
+    graph_source,
+    measure,
+)
+from lowerkit.validation.outputs import OutputMeter, meters
+from lowerkit.validation.results import Validation
 
 __all__ = ["LAYER_SAMPLES", "Validation", "validate"]
 
@@ -67,27 +79,62 @@ def validate(
     if not len(samples):
         raise DataError("there are no samples to validate on")
     exact = _Exact(run, oracle) if oracle is not None else None
-    outputs = _compare_outputs(
-        original, lowered, exact or run, samples, labels, _counter(progress, "end to end", len(samples))
-    )
+    graphs = graphs or (original,)
+    sources: dict[str, Source] = {
+        ORIGINAL: _reference(original),
+        LOWERED: _reference(lowered),
+        ARTIFACT: lambda _, samples: map(exact or run, samples),
+        **{graph_source(index): _reference(graph) for index, graph in enumerate(graphs)},
+    }
+    if probe is not None:
+        sources[PROBE] = lambda names, samples: map(probe(names), samples)
+    outputs = [_EndToEnd(m) for m in meters(specs(list(original.graph.outputs)), len(samples), labels)]
+    found: list[LayerMeter] = []
+    left_out, tried, few = 0, dict[str, Trial](), 0
+    if layers:
+        found, left_out = layer_meters(original, graphs[0], lowered, planned, probe=probe is not None)
+        tried, few = trials(graphs, planned), LAYER_SAMPLES
+    advance = _counter(progress, "samples", len(samples))
+    # Outputs are in the first group, with what fits into memory beside them: the others need no run of the artifact.
+    measure([*outputs, *found, *tried.values()], sources, samples[:few], advance)
+    measure(outputs, sources, samples[few:], advance)
     if exact is not None:
         exact.compare()
-    few = samples[: LAYER_SAMPLES if layers else 0]
-    graphs = graphs or (original,)
-    found, left_out = compare_layers(
-        original, graphs[0], lowered, few, probe, planned, _counter(progress, "layers", len(few))
-    )
-    choices = compare_choices(graphs, few, planned, _counter(progress, "choices", len(few)))
     return Validation(
         len(samples),
-        len(few),
+        len(samples[:few]),
         synthetic,
-        outputs,
-        found,
+        tuple(output.meter.result() for output in outputs),
+        tuple(layer.result() for layer in found),
         left_out,
-        choices,
+        choice_results(planned, tried),
         exact.differing if exact is not None else None,
     )
+
+
+def _reference(model: ir.Model) -> Source:
+    return lambda names, samples: Reference(model, names).over(samples)
+
+
+@dataclass(frozen=True)
+class _EndToEnd:
+    """Gives a meter its output of the original, of the lowered graph and of the artifact."""
+
+    meter: OutputMeter
+    reads: ClassVar[Mapping[str, Sequence[str]]] = {ORIGINAL: (), LOWERED: (), ARTIFACT: ()}
+    size: ClassVar[int] = 0
+
+    def update(self, values: Mapping[str, Values]) -> None:
+        """Add one sample. Raises DataError where the artifact's output is of another shape."""
+        name, got = self.meter.output.name, values[ARTIFACT]
+        expected = values[ORIGINAL][name]
+        if name not in got or got[name].shape != expected.shape:
+            found = f"shape {list(got[name].shape)}" if name in got else "nothing"
+            raise DataError(
+                f"the artifact returns {found} for output '{name}', "
+                f"the original has shape {list(expected.shape)}"
+            )
+        self.meter.update(expected, values[LOWERED][name], got[name])
 
 
 class _Exact:
@@ -119,31 +166,6 @@ class _Exact:
             any(array.tobytes() != rows[name][i].tobytes() for name, array in each.items())
             for i, each in enumerate(found)
         )
-
-
-def _compare_outputs(
-    original: ir.Model,
-    lowered: ir.Model,
-    run: Runner,
-    samples: Sequence[Mapping[str, np.ndarray]],
-    labels: np.ndarray | None,
-    advance: Callable[[], None],
-) -> tuple[OutputResult, ...]:
-    measured = meters(specs(list(original.graph.outputs)), len(samples), labels)
-    before, after = Reference(original), Reference(lowered)
-    for sample in samples:
-        expected, middle, got = before(sample), after(sample), run(sample)
-        for meter in measured:
-            name = meter.output.name
-            if name not in got or got[name].shape != expected[name].shape:
-                found = f"shape {list(got[name].shape)}" if name in got else "nothing"
-                raise DataError(
-                    f"the artifact returns {found} for output '{name}', "
-                    f"the original has shape {list(expected[name].shape)}"
-                )
-            meter.update(expected[name], middle[name], got[name])
-        advance()
-    return tuple(meter.result() for meter in measured)
 
 
 def _counter(progress: Progress | None, what: str, total: int) -> Callable[[], None]:
