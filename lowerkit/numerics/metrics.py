@@ -78,13 +78,16 @@ class ErrorStats:
             self._update_chunk(np.asarray(x[chunk], np.float64), np.asarray(y[chunk], np.float64))
 
     def _update_chunk(self, a: np.ndarray, b: np.ndarray) -> None:
-        error, size = abs_error(a, b), np.abs(a)
+        with np.errstate(invalid="ignore", over="ignore"):
+            error, size = np.abs(b - a), np.abs(a)
+        exceptional = not math.isfinite(float(error.max()))
+        if exceptional:
+            error = abs_error(a, b)
         self.count += a.size
         self.max_abs = max(self.max_abs, float(error.max()))
-        self.max_ratio = max(self.max_ratio, float(_ratio(error, size).max()))
+        self.max_ratio = max(self.max_ratio, _largest_ratio(error, size))
         self.sum_abs += float(error.sum())
-        finite = np.isfinite(a) & np.isfinite(b)
-        if not finite.all():
+        if exceptional and not (finite := np.isfinite(a) & np.isfinite(b)).all():
             self.mismatches += int((np.isinf(error) & ~finite).sum())
             self.max_reference = max(self.max_reference, float(size[np.isfinite(a)].max(initial=0.0)))
             self.max_result = max(self.max_result, float(np.abs(b[np.isfinite(b)]).max(initial=0.0)))
@@ -256,10 +259,11 @@ def _mean(hits: np.ndarray) -> float:
     return float(np.mean(hits)) if np.size(hits) else math.nan
 
 
-def _ratio(error: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _largest_ratio(error: np.ndarray, size: np.ndarray) -> float:
+    """Largest error / size of an element, 0 / 0 being 0; an infinite error has an infinite ratio."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = error / size
-    return np.where(error == 0, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
+        ratio = float(np.divide(error, size, out=np.zeros_like(error), where=error > 0).max())
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def _quotient(error: float, scale: float) -> float:

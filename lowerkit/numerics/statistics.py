@@ -59,14 +59,15 @@ class TensorStats:
             with np.errstate(over="ignore"):
                 self.examples.append(np.asarray(array, np.float32))
         finite = np.abs(x) <= LARGEST
-        good = x[finite]
+        good = x.ravel() if finite.all() else x[finite]
         self.nonfinite += x.size - good.size
         if good.size == 0:
             return
         self._update_moments(good)
         self._update_histogram(good)
         if x.ndim:
-            self._update_rows(np.where(finite, x, np.nan).reshape(-1, x.shape[-1]))
+            kept = x if good.size == x.size else np.where(finite, x, np.nan)
+            self._update_rows(kept.reshape(-1, x.shape[-1]))
 
     def _update_moments(self, x: np.ndarray) -> None:
         # Chan, Golub & LeVeque (1979): merging means and sums of squared deviations.
@@ -90,15 +91,22 @@ class TensorStats:
             self.histogram = np.pad(self.histogram.reshape(-1, 2).sum(axis=1), BINS // 4)
             grown *= 2
         self.histogram_limit = limit
-        self.histogram += np.histogram(x, BINS, (-limit, limit))[0]
+        # The factor is a power of two, and no |value| is the limit: numbers fall where np.histogram has them.
+        bins = np.floor(x * (BINS / 2 / limit)).astype(np.int64) + BINS // 2
+        self.histogram += np.bincount(bins, minlength=BINS)
 
     def _update_rows(self, rows: np.ndarray) -> None:
-        rows = rows[~np.isnan(rows).all(axis=1)]
-        low, high = np.nanmin(rows, axis=1), np.nanmax(rows, axis=1)
-        variance, spread = np.nanvar(rows, axis=1), high - low
+        holes = np.isnan(rows)
+        least: np.ufunc = np.minimum
+        most: np.ufunc = np.maximum
+        variance_of = np.var
+        if holes.any():  # functions that leave them out are slower
+            rows, least, most, variance_of = rows[~holes.all(axis=1)], np.fmin, np.fmax, np.nanvar
+        low, high = least.reduce(rows, axis=1), most.reduce(rows, axis=1)
+        variance, spread = variance_of(rows, axis=1), high - low
         self.row_variance = _widen(self.row_variance, variance)
         self.row_spread = _widen(self.row_spread, spread)
-        channel_min, channel_max = np.fmin.reduce(rows, axis=0), np.fmax.reduce(rows, axis=0)
+        channel_min, channel_max = least.reduce(rows, axis=0), most.reduce(rows, axis=0)
         if self.channel_min is not None and self.channel_max is not None:
             if self.channel_min.shape != channel_min.shape:
                 raise ValueError(f"{channel_min.size} channels after {self.channel_min.size}")

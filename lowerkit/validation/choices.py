@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass
 
 from lowerkit.numerics.metrics import ErrorStats
 from lowerkit.numerics.statistics import TensorStats
@@ -157,5 +158,6 @@ def _alone(model: ir.Model, node: ir.Node, result: ir.Value) -> Reference:
         opset_imports=dict(model.opset_imports),
         name="alone",
     )
-    functions = [function.clone() for function in model.functions.values()]
-    return Reference(ir.Model(graph, ir_version=model.ir_version, functions=functions))
+    alone = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+    RemoveUnusedFunctionsPass()(alone)  # type: ignore[no-untyped-call]
+    return Reference(alone)

@@ -41,9 +41,8 @@ def rounding_noise(model: ir.Model, samples: Sequence[Mapping[str, np.ndarray]])
         value.const_value = ir.tensor(np.where(np.isfinite(near), near, weight), name=name)
     before, after = Reference(model), Reference(changed)
     stats: dict[str, ErrorStats] = {}
-    for sample in samples:
-        moved = after(sample)
-        for name, result in before(sample).items():
+    for found, moved in zip(before.over(samples), after.over(samples), strict=True):
+        for name, result in found.items():
             stats.setdefault(name, ErrorStats()).update(result, moved[name])
-    noise = {name: found.result().relative for name, found in stats.items()}
+    noise = {name: moves.result().relative for name, moves in stats.items()}
     return {name: value if np.isfinite(value) else 0.0 for name, value in noise.items()}

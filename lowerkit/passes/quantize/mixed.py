@@ -141,8 +141,7 @@ def _measurement(
         changed = model.clone()
         order = {choice.node: choice for choice in [*others, *choices]}
         apply_plan(changed, replace(plan, choices=tuple(order[choice.node] for choice in plan.choices)))
-        reference = Reference(changed)
-        return [reference(sample) for sample in samples]
+        return list(Reference(changed).over(samples))
 
     exact = outputs([_kept(choice) for choice in layers])
     return lambda choices: _error(exact, outputs(choices))
