@@ -19,6 +19,7 @@ from lowerkit.errors import LowerkitError, ToolError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.arena import ALIGNMENT
 from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
+from lowerkit.targets.cpu.fold_views import FoldViews
 from lowerkit.targets.cpu.functions import VectorFunctions
 from lowerkit.targets.cpu.kernels.gemm.machine import machine
 from lowerkit.targets.cpu.kernels.gemm.operators import matmul
@@ -185,6 +186,7 @@ def _fused(cpu: str) -> tvm.transform.Pass:
     return tvm.transform.Sequential(
         [
             ChannelsLast(cpu),
+            FoldViews(),
             relax.backend.DispatchSortScan(),  # CumSum
             t.LegalizeOps({"relax.matmul": matmul(machine(cpu))}),
             t.EliminateCommonSubexpr(),  # products of one tensor quantise it once
