@@ -80,6 +80,12 @@ class Case:
             arrays = [data[name] for name in self.inputs]
         return [dict(zip(self.inputs, one, strict=True)) for one in zip(*arrays, strict=True)]
 
+    def write_calibration(self, path: Path) -> Path:
+        """Write the samples that contenders calibrate with; their file."""
+        samples = self.samples()[:CALIBRATION]
+        np.savez(path, **{name: np.stack([s[name] for s in samples]) for name in self.inputs})
+        return path
+
 
 @dataclass(frozen=True)
 class Session:
@@ -128,9 +134,7 @@ def _compile(methods: Mapping[str, str]) -> Callable[[Case, Path], str]:
     def prepare(case: Case, path: Path) -> str:
         import lowerkit
 
-        calibration = path.with_suffix(".npz")
-        samples = case.samples()[:CALIBRATION]
-        np.savez(calibration, **{name: np.stack([s[name] for s in samples]) for name in case.inputs})
+        calibration = case.write_calibration(path.with_suffix(".npz"))
         options = {"cpu": "native"}  # peers look at the processor too
         try:
             lowerkit.compile(

@@ -139,11 +139,10 @@ def compile(
         artifact_files.save_model(lowered, directory / artifact_files.LOWERED)
         (directory / artifact_files.PLAN).write_text(plan.to_toml(), encoding="utf-8")
         digest = hashlib.sha256((directory / artifact_files.ORIGINAL).read_bytes()).hexdigest()
-        artifact_files.write_manifest(directory, {"name": source.name, "sha256": digest}, original, plan)
+        facts = {"name": source.name, "sha256": digest}
+        artifact = artifact_files.write_manifest(directory, facts, original, plan)
         stages.start("validate")
-        checked = _self_check(
-            Artifact.load(directory), chosen, original, lowering.graphs, lowered, samples, synthetic
-        )
+        checked = _self_check(artifact, chosen, original, lowering.graphs, lowered, samples, synthetic)
     _warn_of_replacements(checked)
     return Artifact.load(output)
 

@@ -184,7 +184,7 @@ def save_model(model: ir.Model, path: Path) -> None:
     path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
 
 
-def write_manifest(directory: Path, source: Mapping[str, str], original: ir.Model, plan: Plan) -> None:
+def write_manifest(directory: Path, source: Mapping[str, str], original: ir.Model, plan: Plan) -> Artifact:
     """Seal `directory`: checksums of every file in it but the reports, and what they were made from."""
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in REPORTS)
     manifest: dict[str, Any] = {
@@ -203,6 +203,7 @@ def write_manifest(directory: Path, source: Mapping[str, str], original: ir.Mode
     manifest = json.loads(json.dumps(manifest))  # tuples become lists, as they will be read
     manifest["sha256"] = _seal(manifest)
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return Artifact(directory, manifest)
 
 
 def _version(name: str) -> str | None:

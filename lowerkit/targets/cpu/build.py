@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def build_library(
     Equal modules give equal bytes. Returns the bytes of `code`, `constants` and `arena`. Raises UnsupportedError for
     what has no static program, and ToolError where there is no compiler or linker, or TVM or one of them fails.
     """
-    program, kernels = lower(module, cpu, tuning)
-    with tempfile.TemporaryDirectory(prefix="lowerkit-") as name:
+    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="lowerkit-") as name:
+        pool.submit(runtime_objects)  # gcc works meanwhile; what fails will fail again when it is asked for
+        program, kernels = lower(module, cpu, tuning)
         directory = Path(name)
         write_objects(program, kernels, cpu, directory, inputs, outputs)
         link(directory, path)
