@@ -356,7 +356,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=LowerkitWarning)
     warnings.showwarning = _warn
-    for library in ("onnxscript", "onnx_ir"):
+    for library in ("onnxscript", "onnx_ir", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     # A terminated compile leaves nothing behind: SystemExit unwinds the staging directory.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
