@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,7 +24,7 @@ from tvm.tirx.script import builder as T
 
 from lowerkit.passes.softmax.poly_exp import PolyExp
 from lowerkit.targets.cpu.kernels.softmax_rows import by_rows, exponential
-from lowerkit.targets.cpu.kernels.streaming import fence, imported, store_past_caches, streams
+from lowerkit.targets.cpu.kernels.streaming import LINE, fence, imported, prefetch, store_past_caches, streams
 from lowerkit.targets.cpu.kernels.vectors import (
     PARALLEL_FROM,
     across,
@@ -41,6 +41,8 @@ from lowerkit.targets.cpu.kernels.vectors import (
 _LONGEST, _BLOCK = 1 << 16, 1 << 12
 #: Blocks of a part of a long row, which one thread sums.
 _PART = 16
+#: Natural exponent up to which terms may exceed 1: _BLOCK e^_REACH is a float32.
+_REACH = 64.0
 _LEAST = float(np.finfo(np.float32).min)
 
 
@@ -77,7 +79,7 @@ def _softmax(
 
         def body(x: tirx.Buffer, y: tirx.Buffer) -> None:
             kernel = _Kernel(flat(x), flat(y), rows, width, coefficients, vector_lanes())
-            with imported(kernel.lanes) if kernel.streamed else nullcontext():
+            with nullcontext() if kernel.kept and not kernel.streamed else imported(kernel.lanes):
                 kernel.write()
 
         return call_kernel(bb, "softmax", [data], (rows, width), body)
@@ -94,21 +96,27 @@ class _Kernel:
         self.x, self.y, self.rows, self.width = x, y, rows, width
         self.coefficients, self.lanes = list(coefficients), lanes
         self.streamed = streams(rows * width, width, lanes)
+        #: Whether a row's exponentials wait in cache for their sum.
+        self.kept = width <= (_BLOCK if self.streamed else _LONGEST)
 
     def write(self) -> None:
         """The whole kernel."""
         if self.width > _LONGEST:
             with loop(self.rows) as row:
-                self._long_row(T.bind(row * self.width))
+                self._long_row(T.bind(row * self.width), T.parallel)
             return
         few = max(1, PARALLEL_FROM // self.width)
         tasks = -(-self.rows // few)
         with T.parallel(0, tasks) if tasks > 1 else loop(tasks) as task:
-            scratch = T.alloc_buffer((self.width,), "float32") if self.streamed else None
+            scratch = T.alloc_buffer((self.width,), "float32") if self.kept and self.streamed else None
             count = T.bind(tirx.min(few, self.rows - task * few))
             with T.serial(0, count) as row:
-                self._row(T.bind((task * few + row) * self.width), scratch)
-            if self.streamed:
+                start = T.bind((task * few + row) * self.width)
+                if self.kept:
+                    self._row(start, scratch)
+                else:
+                    self._long_row(start, T.serial)
+            if self.kept and self.streamed:
                 fence()
 
     def _row(self, start: Expr, scratch: tirx.Buffer | None) -> None:
@@ -156,14 +164,17 @@ class _Kernel:
         if tail:
             sums = T.alloc_buffer((lanes,), "float32")
             store(sums, f32(0), 0, lanes)
-            with loop(count // lanes) as j:
-                x = T.bind(load(self.x, start + j * lanes, lanes))
+
+            def add(j: Expr) -> None:
+                x = T.bind(load(self.x, start + j, lanes))
                 if seen is not None:
                     store(seen, tirx.max(load(seen, 0, lanes), x), 0, lanes)
                 e = self._exponentials(x, largest)
                 if kept is not None:
-                    store(kept, e, at + j * lanes, lanes)
+                    store(kept, e, at + j, lanes)
                 store(sums, load(sums, 0, lanes) + e, 0, lanes)
+
+            self._by_vectors(start, tail, add)
             total = across(T.bind(load(sums, 0, lanes)), lanes, lambda a, b: a + b)
         if rest := count % lanes:
             x = T.bind(load(self.x, start + tail, rest))
@@ -176,56 +187,66 @@ class _Kernel:
                 total = T.bind(total + _lane(e, i, rest))
         return total
 
+    def _by_vectors(self, start: Expr, count: int, body: Callable[[Expr], None]) -> None:
+        """`body` at 0, `lanes` and so on up to `count`; lines of long rows are asked for ahead of that."""
+        line = max(LINE, self.lanes)
+        if self.kept or count % line:
+            with loop(count // self.lanes) as j:
+                body(j * self.lanes)
+            return
+        with loop(count // line) as i:
+            prefetch(self.x, start + i * line)
+            for j in range(0, line, self.lanes):
+                body(i * line + j)
+
     def _exponentials(self, x: Expr, largest: Expr) -> Expr:
         return T.bind(exponential(T.bind(x - largest), self.coefficients))
 
-    def _long_row(self, start: Expr) -> None:
-        """A row that does not fit the cache, in parts for the threads, of blocks that fit it."""
+    def _long_row(self, start: Expr, over: Callable[[int, int], T.frame.ForFrame]) -> None:
+        """A row that is read twice, in parts of blocks; `over` makes the loop of the parts."""
         blocks, rest = self.width // _BLOCK, self.width % _BLOCK
         parts = -(-blocks // _PART)
         tops = T.alloc_buffer((parts + 1,), "float32")
         totals = T.alloc_buffer((parts + 1,), "float64")
-        T.buffer_store(tops, f32(_LEAST), [parts])
-        T.buffer_store(totals, tirx.const(0, "float64"), [parts])
-        with T.parallel(0, parts) as part:
-            # The first block's own maximum, so that it is not summed twice; of -inf alone it would give NaN.
-            first = self._largest(T.bind(start + part * (_PART * _BLOCK)), _BLOCK)
-            T.buffer_store(tops, tirx.max(first, f32(_LEAST)), [part])
-            T.buffer_store(totals, tirx.const(0, "float64"), [part])
+        with over(0, parts) as part:
+            self._begin(T.bind(start + part * (_PART * _BLOCK)), tops, totals, part)
             with T.serial(0, T.bind(tirx.min(_PART, blocks - part * _PART))) as block:
                 self._add_block(start + (part * _PART + block) * _BLOCK, _BLOCK, tops, totals, part)
         if rest:
+            self._begin(start + blocks * _BLOCK, tops, totals, parts)
             self._add_block(start + blocks * _BLOCK, rest, tops, totals, parts)
-        blocks, parts = blocks + bool(rest), parts + 1
-        largest, factor = self._join(tops, totals, parts)
+        largest, factor = self._join(tops, totals, parts + bool(rest))
 
         def second(block: Expr | int, count: int) -> None:
-            at = T.bind(start + block * _BLOCK)
-            with loop(count // self.lanes) as j:
-                place = T.bind(at + j * self.lanes)
-                self._store(
-                    self._exponentials(load(self.x, place, self.lanes), largest) * factor, place, self.lanes
-                )
-            if tail := count % self.lanes:
-                place = at + (count - tail)
-                store(self.y, self._exponentials(load(self.x, place, tail), largest) * factor, place, tail)
+            at, tail = T.bind(start + block * _BLOCK), count % self.lanes
 
-        with T.parallel(0, self.width // _BLOCK) as block:
+            def divide(j: Expr | int, lanes: int = self.lanes) -> None:
+                e = self._exponentials(load(self.x, at + j, lanes), largest)
+                self._store(e * factor, at + j, lanes)
+
+            self._by_vectors(at, count - tail, divide)
+            if tail:
+                divide(count - tail, tail)
+            if self.streamed:
+                fence()
+
+        with over(0, blocks) as block:
             second(block, _BLOCK)
-            if self.streamed:
-                fence()
         if rest:
-            second(blocks - 1, rest)
-            if self.streamed:
-                fence()
+            second(blocks, rest)
+
+    def _begin(self, start: Expr, tops: tirx.Buffer, totals: tirx.Buffer, part: Expr | int) -> None:
+        """The pair of `part`, which begins at `start`, before its first block: its first element will do."""
+        T.buffer_store(tops, tirx.max(self.x[start], f32(_LEAST)), [part])  # of -inf differences are NaN
+        T.buffer_store(totals, tirx.const(0, "float64"), [part])
 
     def _add_block(
         self, start: Expr, count: int, tops: tirx.Buffer, totals: tirx.Buffer, part: Expr | int
     ) -> None:
         """Add `count` elements to the pair of `part`.
 
-        Exponentials are relative to the maximum so far, while the block's own is found beside them; a block that
-        exceeds it, as few do, is summed anew from the cache.
+        The block's maximum is found beside the sum. Where it is so far above the pair's number that the sum may be
+        too large, as in few blocks, that becomes the number, and the block is summed anew from the cache.
         """
         total = T.alloc_buffer((1,), "float32")
         before = T.bind(tops[part])
@@ -234,7 +255,7 @@ class _Kernel:
         store(largest, before, 0, self.lanes)
         T.buffer_store(total, self._sum(start, count, before, seen=largest), [0])
         top = across(T.bind(load(largest, 0, self.lanes)), self.lanes, tirx.max)
-        with T.If(top > before), T.Then():
+        with T.If(top > before + f32(_REACH)), T.Then():
             T.buffer_store(total, self._sum(start, count, top), [0])
             factor = exponential(before - top, self.coefficients).astype("float64")
             T.buffer_store(totals, totals[part] * factor, [part])
