@@ -11,10 +11,8 @@ last cache is stored past the caches, which saves reading it first.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,10 @@ from tvm import relax, tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
-from lowerkit.passes.softmax.poly_exp import PolyExp
-from lowerkit.targets.cpu.kernels.softmax_rows import by_rows, exponential
-from lowerkit.targets.cpu.kernels.streaming import LINE, fence, imported, prefetch, store_past_caches, streams
+from lowerkit.targets.cpu.kernels import exponential, streaming
+from lowerkit.targets.cpu.kernels.exponential import Exponential, exact_exponential, polynomial_exponential
+from lowerkit.targets.cpu.kernels.softmax_rows import by_rows
+from lowerkit.targets.cpu.kernels.streaming import LINE, fence, prefetch, store_past_caches, streams
 from lowerkit.targets.cpu.kernels.vectors import (
     PARALLEL_FROM,
     across,
@@ -53,7 +52,7 @@ def exact_softmax(
     x = inputs[0]
     if str(x.ty.dtype.dtype) != "float32" or 0 in [int(n) for n in x.ty.shape]:
         return None
-    return _softmax(bb, x, attributes, exact_coefficients())
+    return _softmax(bb, x, attributes, exact_exponential)
 
 
 def poly_softmax(
@@ -62,24 +61,17 @@ def poly_softmax(
     """The same with the polynomial `inputs[1]`, highest power first, for the exponential."""
     x, coefficients = inputs
     numbers = [float(c) for c in np.trim_zeros(coefficients.value.numpy(), "f")]
-    return _softmax(bb, x, attributes, tuple(f32(c) for c in numbers))
+    p = [f32(c) for c in numbers]
+    return _softmax(bb, x, attributes, lambda z: polynomial_exponential(z, p))
 
 
-@functools.cache
-def exact_coefficients() -> tuple[Expr, ...]:
-    """The exponential's on the reduced range, highest power first: off by 2^-25.8 of it, less than a rounding."""
-    return tuple(f32(float(c)) for c in PolyExp(degree=6).polynomial().array())
-
-
-def _softmax(
-    bb: relax.BlockBuilder, x: relax.Expr, attributes: dict[str, Any], coefficients: Sequence[Expr]
-) -> relax.Expr:
+def _softmax(bb: relax.BlockBuilder, x: relax.Expr, attributes: dict[str, Any], e: Exponential) -> relax.Expr:
     def rows_of(data: relax.Expr) -> relax.Expr:
         rows, width = (int(n) for n in data.ty.shape)
 
         def body(x: tirx.Buffer, y: tirx.Buffer) -> None:
-            kernel = _Kernel(flat(x), flat(y), rows, width, coefficients, vector_lanes())
-            with nullcontext() if kernel.kept and not kernel.streamed else imported(kernel.lanes):
+            kernel = _Kernel(flat(x), flat(y), rows, width, e, vector_lanes())
+            with exponential.imported(), streaming.imported(kernel.lanes):
                 kernel.write()
 
         return call_kernel(bb, "softmax", [data], (rows, width), body)
@@ -91,10 +83,10 @@ class _Kernel:
     """Writes the statements; one object for one kernel."""
 
     def __init__(
-        self, x: tirx.Buffer, y: tirx.Buffer, rows: int, width: int, coefficients: Sequence[Expr], lanes: int
+        self, x: tirx.Buffer, y: tirx.Buffer, rows: int, width: int, e: Exponential, lanes: int
     ) -> None:
         self.x, self.y, self.rows, self.width = x, y, rows, width
-        self.coefficients, self.lanes = list(coefficients), lanes
+        self.e, self.lanes = e, lanes
         self.streamed = streams(rows * width, width, lanes)
         #: Whether a row's exponentials wait in cache for their sum.
         self.kept = width <= (_BLOCK if self.streamed else _LONGEST)
@@ -200,7 +192,7 @@ class _Kernel:
                 body(i * line + j)
 
     def _exponentials(self, x: Expr, largest: Expr) -> Expr:
-        return T.bind(exponential(T.bind(x - largest), self.coefficients))
+        return T.bind(self.e(T.bind(x - largest)))
 
     def _long_row(self, start: Expr, over: Callable[[int, int], T.frame.ForFrame]) -> None:
         """A row that is read twice, in parts of blocks; `over` makes the loop of the parts."""
@@ -257,7 +249,7 @@ class _Kernel:
         top = across(T.bind(load(largest, 0, self.lanes)), self.lanes, tirx.max)
         with T.If(top > before + f32(_REACH)), T.Then():
             T.buffer_store(total, self._sum(start, count, top), [0])
-            factor = exponential(before - top, self.coefficients).astype("float64")
+            factor = self.e(before - top).astype("float64")
             T.buffer_store(totals, totals[part] * factor, [part])
             T.buffer_store(tops, top, [part])
         T.buffer_store(totals, totals[part] + total[0].astype("float64"), [part])
@@ -271,7 +263,7 @@ class _Kernel:
         with loop(parts) as part:
             T.buffer_store(top, tirx.max(top[0], tops[part]), [0])
         with loop(parts) as part:
-            factor = exponential(tops[part] - top[0], self.coefficients).astype("float64")
+            factor = self.e(tops[part] - top[0]).astype("float64")
             T.buffer_store(total, total[0] + totals[part] * factor, [0])
         return T.bind(top[0]), T.bind((tirx.const(1, "float64") / total[0]).astype("float32"))
 
