@@ -85,12 +85,12 @@ def exact_exponential(z: Expr) -> Expr:
         return polynomial_exponential(z, exact_coefficients())
     if lanes == _ROOTS:
         return _by_roots(z)
-    wide = (
-        tirx.Broadcast(z, _ROOTS)
-        if lanes == 1
-        else tirx.Shuffle([z], [min(i, lanes - 1) for i in range(_ROOTS)])
-    )
+    wide = tirx.Broadcast(z, _ROOTS) if lanes == 1 else _repeated(z, lanes)
     return tirx.Shuffle([T.bind(_by_roots(T.bind(wide)))], list(range(lanes)))
+
+
+def _repeated(vector: Expr, lanes: int) -> Expr:
+    return tirx.Shuffle([vector] * -(-_ROOTS // lanes), list(range(_ROOTS)))
 
 
 def imported() -> AbstractContextManager[object]:
