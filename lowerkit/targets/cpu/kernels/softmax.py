@@ -1,12 +1,17 @@
 """Softmax over rows: the kept operator, the polynomial one, online and two-pass softmax.
 
-A row that fits the second-level cache is read three times, but from memory once: its maximum, the exponentials and
-their sum, and the quotients. A longer one is read twice. The first pass takes it in blocks that stay in the nearest
-cache, finds the maximum and the sum of the exponentials of each, and joins such pairs as online softmax does (Milakov
-and Gimelshein, 2018), in float64; the second computes the exponentials anew, times the reciprocal of the sum.
+A row that fits in cache is read three times, but from memory once: its maximum, the exponentials and their sum, and the
+quotients. A longer one is read twice. The first pass sums exponentials relative to a guess, an element of the row,
+which will do as long as none exceeds it by so much that the sum is too large. It takes blocks that stay in the nearest
+cache and finds the maximum of each beside the sum; a block beyond the guess's reach is summed anew relative to its own.
+Such pairs of a number and a sum are joined as online softmax does (Milakov and Gimelshein, 2018), in float64. The
+second pass computes the exponentials anew, times the reciprocal of the sum.
 
-Sums are of one partial result per lane and block, so that rounding does not grow with the row. What is larger than the
-last cache is stored past the caches, which saves reading it first.
+Sums are of one partial result per lane and some hundred terms, so that rounding does not grow with the row. What is
+larger than the last cache is stored past the caches, which saves reading it first.
+
+Error, relative to any element above 2^-126: 2e-6, and half a unit in the last place of its distance to the maximum or
+to the guess, which is rounded before it is an exponent: 2^-20 as far as 32 from it.
 """
 
 from __future__ import annotations
@@ -38,10 +43,12 @@ from lowerkit.targets.cpu.kernels.vectors import (
 
 #: Elements of the longest row that is kept in cache, and of a block of a longer one.
 _LONGEST, _BLOCK = 1 << 16, 1 << 12
+#: Elements that are summed by themselves, so that rounding does not grow with the row.
+_GROUP = 1 << 10
 #: Blocks of a part of a long row, which one thread sums.
 _PART = 16
-#: Natural exponent up to which terms may exceed 1: _BLOCK e^_REACH is a float32.
-_REACH = 64.0
+#: How far an element may exceed the guess: sums stay float32, and differences below 32 are off by 2^-20 at most.
+_REACH = 31.0
 _LEAST = float(np.finfo(np.float32).min)
 
 
@@ -157,16 +164,26 @@ class _Kernel:
             sums = T.alloc_buffer((lanes,), "float32")
             store(sums, f32(0), 0, lanes)
 
-            def add(j: Expr) -> None:
-                x = T.bind(load(self.x, start + j, lanes))
-                if seen is not None:
-                    store(seen, tirx.max(load(seen, 0, lanes), x), 0, lanes)
-                e = self._exponentials(x, largest)
-                if kept is not None:
-                    store(kept, e, at + j, lanes)
-                store(sums, load(sums, 0, lanes) + e, 0, lanes)
+            def add(group: Expr | int, size: int) -> None:
+                partial = T.alloc_buffer((lanes,), "float32")
+                store(partial, f32(0), 0, lanes)
 
-            self._by_vectors(start, tail, add)
+                def term(j: Expr) -> None:
+                    x = T.bind(load(self.x, start + j, lanes))
+                    if seen is not None:
+                        store(seen, tirx.max(load(seen, 0, lanes), x), 0, lanes)
+                    e = self._exponentials(x, largest)
+                    if kept is not None:
+                        store(kept, e, at + j, lanes)
+                    store(partial, load(partial, 0, lanes) + e, 0, lanes)
+
+                self._by_vectors(start, group, size, term)
+                store(sums, load(sums, 0, lanes) + load(partial, 0, lanes), 0, lanes)
+
+            with loop(tail // _GROUP) as i:
+                add(i * _GROUP, _GROUP)
+            if tail % _GROUP:
+                add(tail - tail % _GROUP, tail % _GROUP)
             total = across(T.bind(load(sums, 0, lanes)), lanes, lambda a, b: a + b)
         if rest := count % lanes:
             x = T.bind(load(self.x, start + tail, rest))
@@ -179,17 +196,17 @@ class _Kernel:
                 total = T.bind(total + _lane(e, i, rest))
         return total
 
-    def _by_vectors(self, start: Expr, count: int, body: Callable[[Expr], None]) -> None:
-        """`body` at 0, `lanes` and so on up to `count`; lines of long rows are asked for ahead of that."""
+    def _by_vectors(self, start: Expr, first: Expr | int, count: int, body: Callable[[Expr], None]) -> None:
+        """`body` at `first`, and on by vectors for `count`; lines of long rows are asked for ahead of that."""
         line = max(LINE, self.lanes)
         if self.kept or count % line:
             with loop(count // self.lanes) as j:
-                body(j * self.lanes)
+                body(first + j * self.lanes)
             return
         with loop(count // line) as i:
-            prefetch(self.x, start + i * line)
+            prefetch(self.x, start + first + i * line)
             for j in range(0, line, self.lanes):
-                body(i * line + j)
+                body(first + i * line + j)
 
     def _exponentials(self, x: Expr, largest: Expr) -> Expr:
         return T.bind(self.e(T.bind(x - largest)))
@@ -216,7 +233,7 @@ class _Kernel:
                 e = self._exponentials(load(self.x, at + j, lanes), largest)
                 self._store(e * factor, at + j, lanes)
 
-            self._by_vectors(at, count - tail, divide)
+            self._by_vectors(at, 0, count - tail, divide)
             if tail:
                 divide(count - tail, tail)
             if self.streamed:
@@ -255,7 +272,7 @@ class _Kernel:
         T.buffer_store(totals, totals[part] + total[0].astype("float64"), [part])
 
     def _join(self, tops: tirx.Buffer, totals: tirx.Buffer, parts: int) -> tuple[Expr, Expr]:
-        """The row's maximum, and the reciprocal of its sum, from those of its parts."""
+        """The largest of the parts' numbers, and the reciprocal of the row's sum relative to it."""
         top = T.alloc_buffer((1,), "float32")
         total = T.alloc_buffer((1,), "float64")
         T.buffer_store(top, tops[0], [0])
