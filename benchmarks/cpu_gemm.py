@@ -1,6 +1,7 @@
 """Matrix products of the cpu target against the peak of one core, which is measured in the same process.
 
     python -m benchmarks.cpu_gemm [--cpu x86-64-v3] [--kinds float32,int8] [--shapes 128x384x384,...] [--json FILE]
+    [--markdown FILE]
 
 A row is a product [M, K] by constant [K, N] with a bias behind it, on one thread, without what brings activations
 into the product's type (a column of its own). The peak is that of independent multiply-adds of float32 in registers,
@@ -12,7 +13,6 @@ the calls do not exceed: other work on the machine lengthens the rest.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import tvm
-from rich.console import Console
 from tvm import relax, tirx
 
-from benchmarks.tables import Column, rich_table
+from benchmarks.tables import Column, publish
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.kernels.gemm.expressions import ramp, splat
 from lowerkit.targets.cpu.kernels.gemm.machine import machine
@@ -173,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", default=KINDS)
     parser.add_argument("--shapes", default=SHAPES)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     options = parser.parse_args(arguments)
     top = peak(options.cpu)
     rows = [
@@ -180,9 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in options.kinds.split(",")
         for shape in options.shapes.split(",")
     ]
-    Console().print(rich_table(COLUMNS, rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    publish("Matrix products against one core's peak", __doc__, COLUMNS, rows, options.json, options.markdown)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Softmax of hls4ml and of lowerkit on the same rows, both C-simulated by hls4ml.
 
-    python -m benchmarks.hls4ml_softmax [--rows 2000] [--json FILE]
+    python -m benchmarks.hls4ml_softmax [--rows 2000] [--json FILE] [--markdown FILE]
 
 Rows of 64 logits in ap_fixed<16,6>, from four distributions; errors are the largest absolute ones against float64
 softmax of the logits that the format holds. hls4ml's types are those that its `config_from_onnx_model` proposes for
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,9 +25,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from rich.console import Console
 
-from benchmarks.tables import Column, rich_table
+from benchmarks.tables import Column, publish
 from lowerkit.passes.softmax.fixed import Fixed as FixedMethod
 from lowerkit.targets.fpga.design import Design, Layer, Port
 from lowerkit.targets.fpga.formats import Fixed
@@ -149,15 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2000, help="of each distribution")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     rows = distributions(arguments.rows)
     results = [
         {"softmax": name, "result": result, **measure(make, rows)}
         for (name, result), make in contenders().items()
     ]
-    Console().print(rich_table(COLUMNS, results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    publish("Softmax in hls4ml", __doc__, COLUMNS, results, arguments.json, arguments.markdown)
 
 
 if __name__ == "__main__":

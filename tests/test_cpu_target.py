@@ -360,6 +360,24 @@ def test_refuses_operators_of_other_domains(tmp_path: Path) -> None:
         TARGET.emit(model, {}, tmp_path)
 
 
+def test_refuses_weights_beyond_what_a_library_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is compiled; equal weights are stored once, and count once."""
+    from lowerkit.targets.cpu import build
+
+    w = np.ones((16, 16), np.float32)
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+g (float[2,16] x, float[16,16] v, float[16,16] w) => (float[2,16] y) { a = MatMul(x, v) y = MatMul(a, w) }"""
+    monkeypatch.setattr(build, "_LARGEST", 1500)
+    build.check_weights(parse(text, {"v": w, "w": w}))
+    too_many = parse(text, {"v": w, "w": 2 * w})
+    with pytest.raises(UnsupportedError, match=r"constants take 2048 bytes.*at most 1500.*fewer bits"):
+        build.check_weights(too_many)
+    monkeypatch.setattr(build, "build_library", None)  # not reached
+    with pytest.raises(UnsupportedError, match="constants take 2048 bytes"):
+        CpuTarget().emit(too_many, {}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_the_node_that_the_front_end_refuses(tmp_path: Path) -> None:
     model = parse('<ir_version: 10, opset_import: ["" : 23]> g (float[2,3] x) => (float y) { y = Det(x) }')
     node = next(iter(model.graph))

@@ -73,6 +73,18 @@ def test_matmul_is_its_float64_model(name: str, size: int) -> None:
     close(run(after(chosen, matmul(x, w)), x), chosen.evaluate(x, weight=w), chosen, x, w)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_int8_of_a_row_that_is_not_finite_is_nan(bad: float) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(4, 9)).astype(np.float32), rng.normal(size=(9, 5)).astype(np.float32)
+    spoiled = x.copy()
+    spoiled[2, 5] = bad
+    chosen = method("int8", x)
+    got, fine = (run(after(chosen, matmul(each, w)), each) for each in (spoiled, x))
+    assert np.isnan(got[2]).all()
+    np.testing.assert_array_equal(got[[0, 1, 3]], fine[[0, 1, 3]])
+
+
 CONVS = [
     {"pads": [0, 0, 0, 0], "strides": [1, 1], "dilations": [1, 1], "group": 1},
     {"pads": [2, 0, 1, 3], "strides": [2, 1], "dilations": [1, 2], "group": 1},

@@ -17,7 +17,8 @@ _LEVELS = lines(number("zero", 0.0), number("one", 1.0), number("most", 255.0))
 
 
 def _dynamic(axes: str) -> str:
-    """Step and zero point of the values of X along `axes`; the range contains 0, and a step of 0 becomes 1."""
+    """Step and zero point of the values of X along `axes`; the range contains 0, a step of 0 becomes 1, and that of
+    values which are not all finite NaN."""
     return lines(
         _LEVELS,
         f"axes = Constant <value_ints = {axes}> ()",
@@ -29,7 +30,10 @@ def _dynamic(axes: str) -> str:
         width = Sub (high, low)
         step = Div (width, most)
         flat = Equal (step, zero)
-        s = Where (flat, one, step)
+        positive = Where (flat, one, step)
+        nothing = Mul (X, zero)
+        spoiled = ReduceSum <keepdims = 1> (nothing, axes)
+        s = Add (positive, spoiled)
         below = Div (low, s)
         above = Neg (below)
         whole = Round (above)

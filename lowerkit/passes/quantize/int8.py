@@ -39,7 +39,7 @@ class Int8(IntegerLinear):
         |y - y'| <= sum_k |x_k| |w_k - w'_k| + |x_k - x'_k| |w'_k| <= K X W (1 / 254 + 1 / 255).
 
     Errors of different k have random signs: the usual error is smaller by about the square root of K. No data is
-    needed. Rows with NaN or infinities give numbers without meaning.
+    needed. A row with a NaN or an infinity gives NaN throughout.
     """
 
     name: ClassVar[str] = "int8"

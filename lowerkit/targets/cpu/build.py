@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import tvm
 from tvm import relax, tirx
 
-from lowerkit.errors import LowerkitError, ToolError
+from lowerkit.errors import LowerkitError, ToolError, UnsupportedError
 from lowerkit.targets.cpu import features
 from lowerkit.targets.cpu.arena import ALIGNMENT
 from lowerkit.targets.cpu.c_source import CONSTANTS, c_source
@@ -38,6 +40,24 @@ PUBLIC = ("lowerkit.h", "example.c")
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra")
 #: Bytes of constants that code can address.
 _LARGEST = 2**31 - 2**24
+
+
+def check_weights(model: ir.Model) -> None:
+    """Refuse, before anything is compiled, a model whose weights no library holds; equal ones are stored once."""
+    weights = [
+        value.const_value for value in model.graph.initializers.values() if value.const_value is not None
+    ]
+    if sum(weight.nbytes for weight in weights) > _LARGEST:
+        distinct = {hashlib.sha256(weight.tobytes()).digest(): weight.nbytes for weight in weights}
+        _check_size(sum(distinct.values()))
+
+
+def _check_size(constants: int) -> None:
+    if constants > _LARGEST:
+        raise UnsupportedError(
+            f"the model's constants take {constants} bytes, and a library holds at most {_LARGEST}",
+            hint="store weights in fewer bits, as --linear bf16 or int8 does, or divide the model",
+        )
 
 
 def build_library(
@@ -93,11 +113,7 @@ def write_objects(
 
     Files: `kernels.o`, `program.c`, `program.o`, `constants.bin`, `constants.S`, `constants.o`.
     """
-    if len(program.constants) > _LARGEST:
-        raise ToolError(
-            f"the model's constants take {len(program.constants)} bytes, and a library holds at most {_LARGEST}",
-            hint="store weights in fewer bits",
-        )
+    _check_size(len(program.constants))
     with _tvm_failures(), _target(cpu) as target, tvm.transform.PassContext(opt_level=3):
         parallel = write_object(kernels, target, directory / "kernels.o")
     source = c_source(

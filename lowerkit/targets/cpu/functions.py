@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from lowerkit.passes.softmax.poly_exp import PolyExp
-from lowerkit.targets.cpu.kernels.softmax_rows import horner, reduced
+from lowerkit.targets.cpu.kernels.exponential import horner, reduced
 from lowerkit.targets.cpu.kernels.vectors import f32
 
 _LOG2E = 1.4426950408889634

@@ -18,7 +18,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lowerkit.graph.domain import DOMAIN, VERSION
 from lowerkit.graph.edit import take_place
 from lowerkit.graph.fusions.algebra import constant, scalar, shape_of
-from lowerkit.passes.softmax.poly_exp import PolyExp
 from lowerkit.targets.cpu.views import Strided, contiguous, trace
 
 NAME = "FusedAttention"
@@ -86,7 +85,7 @@ def _fuse(product: ir.Node) -> bool:
             "out": out,
             "shape": list(shape_of(last.outputs[0]) or ()),
             "scale": scores.scale * q.scale * k.scale,
-            "coefficients": coefficients,
+            **({"coefficients": coefficients} if coefficients else {}),
             "shown": int(shown is not None),
         },
         domain=DOMAIN,
@@ -105,7 +104,8 @@ def _private(value: ir.Value | None) -> ir.Node | None:
 
 
 def _exponential(softmax: ir.Node) -> list[float] | None:
-    """The polynomial of a softmax over the last axis of float32, highest power first; None for what is none."""
+    """The polynomial of a softmax over the last axis of float32, highest power first, none for the exact exponential;
+    None for what is no such softmax."""
     x = softmax.inputs[0]
     shape = shape_of(x)
     if shape is None or x is None or x.dtype != ir.DataType.FLOAT:
@@ -113,7 +113,7 @@ def _exponential(softmax: ir.Node) -> list[float] | None:
     if softmax.attributes.get_int("axis", -1) not in (-1, len(shape) - 1):
         return None
     if softmax.op_type in _EXACT:
-        return [float(c) for c in PolyExp(degree=6).polynomial().array()]
+        return []
     if softmax.op_type == "PolySoftmax":
         found = constant(softmax.inputs[1])
         return None if found is None else [float(c) for c in np.trim_zeros(found, "f")]

@@ -1,7 +1,9 @@
 """TIR functions → an object file whose kernels take plain pointers.
 
 A kernel is `int32_t name(void *buffer, ...)`, with a pointer to the first element for each parameter of the TIR
-function, 64-byte aligned and none of them overlapping. It returns 0, or else `lowerkit_error()` says why. TVM's own
+function, 64-byte aligned. What a kernel writes overlaps none of its other parameters (`program.py`), which is what
+LLVM's `noalias` asks for; those that it only reads may be the same memory, as queries, keys and values of one tensor
+are. It returns 0, or else `lowerkit_error()` says why. TVM's own
 entry points take boxed tensors, which they check at every call; what they check is known here when compiling.
 """
 

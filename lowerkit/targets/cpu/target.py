@@ -73,10 +73,11 @@ class CpuTarget(Target):
         import tvm
 
         from lowerkit.targets.cpu import tuning
-        from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library
+        from lowerkit.targets.cpu.build import PUBLIC, RUNTIME, build_library, check_weights
         from lowerkit.targets.cpu.importer import import_model, output_types
         from lowerkit.targets.cpu.kernels import converters
 
+        check_weights(model)
         inputs = [_spec(value) for value in model.graph.inputs]
         names = [value.name for value in model.graph.outputs]
         with tvm.target.Target(features.tvm_target(cpu)):  # kernels ask it how wide vectors are

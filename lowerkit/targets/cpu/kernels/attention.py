@@ -20,7 +20,12 @@ from tvm import relax, tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
-from lowerkit.targets.cpu.kernels.softmax_rows import exponential
+from lowerkit.targets.cpu.kernels.exponential import (
+    Exponential,
+    exact_exponential,
+    imported,
+    polynomial_exponential,
+)
 from lowerkit.targets.cpu.kernels.vectors import (
     across,
     call_kernel,
@@ -83,12 +88,14 @@ def fused_attention(
     numbers = [int(n) for n in attributes["views"]]
     views = [View(*numbers[i : i + 5]) for i in range(0, len(numbers), 5)]
     views.append(View(0, *(int(n) for n in attributes["out"])))
-    coefficients = [f32(float(c)) for c in attributes["coefficients"]]
+    p = [f32(float(c)) for c in attributes.get("coefficients", ())]
+    e: Exponential = (lambda z: polynomial_exponential(z, p)) if p else exact_exponential
 
     def body(*buffers: tirx.Buffer) -> None:
         operands = [(flat(buffer), view) for buffer, view in zip(buffers, views, strict=True)]
         shape, shown = Shape(*(int(n) for n in attributes["sizes"])), bool(attributes["shown"])
-        _Kernel(shape, operands, float(attributes["scale"]), coefficients, vector_lanes(), shown).write()
+        with imported():
+            _Kernel(shape, operands, float(attributes["scale"]), e, vector_lanes(), shown).write()
 
     return call_kernel(bb, "attention", inputs, [int(n) for n in attributes["shape"]], body)
 
@@ -101,11 +108,11 @@ class _Kernel:
         shape: Shape,
         operands: list[tuple[tirx.Buffer, View]],
         scale: float,
-        coefficients: list[Expr],
+        exponential: Exponential,
         lanes: int,
         shown: bool,
     ) -> None:
-        self.shape, self.scale, self.coefficients, self.lanes = shape, scale, coefficients, lanes
+        self.shape, self.scale, self.exponential, self.lanes = shape, scale, exponential, lanes
         (self.q, self.q_at), (self.k, self.k_at), (self.v, self.v_at), *self.masks, out = operands
         self.out, self.out_at = out
         #: Queries that are not shown any key get 0.
@@ -256,12 +263,12 @@ class _Kernel:
         store(total, f32(0), 0, lanes)
         with loop(padded // lanes) as j:
             difference = T.bind(load(self.scores, row + j * lanes, lanes) - largest)
-            e = T.bind(exponential(difference, self.coefficients))
+            e = T.bind(self.exponential(difference))
             store(self.scores, e, row + j * lanes, lanes)
             store(total, load(total, 0, lanes) + e, 0, lanes)
         sum_of_row = across(T.bind(load(total, 0, lanes)), lanes, lambda a, b: a + b)
         if self.online:
-            factor = T.bind(exponential(self.top[start + r] - largest, self.coefficients))
+            factor = T.bind(self.exponential(self.top[start + r] - largest))
             T.buffer_store(self.total, self.total[start + r] * factor + sum_of_row, [start + r])
             T.buffer_store(self.top, largest, [start + r])
             T.buffer_store(self.inverse, factor, [r])

@@ -13,8 +13,8 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
-from lowerkit.targets.cpu.kernels.softmax_rows import by_rows, exponential
+from lowerkit.targets.cpu.kernels.exponential import exact_coefficients, polynomial_exponential
+from lowerkit.targets.cpu.kernels.softmax_rows import by_rows
 
 #: Elements of a block, 16 KiB, half of a first-level cache; and the fewest that are worth one.
 _BLOCK, _SHORTEST = 4096, 512
@@ -75,7 +75,7 @@ def online_pairs(bb: relax.BlockBuilder, data: relax.Expr) -> relax.Expr:
 
 
 def _below(x: Expr, top: Expr) -> Expr:
-    return exponential(x - top, exact_coefficients())
+    return polynomial_exponential(x - top, exact_coefficients())
 
 
 def _normaliser(data: te.Tensor) -> tuple[te.Tensor, te.Tensor]:

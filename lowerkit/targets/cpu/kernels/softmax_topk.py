@@ -9,9 +9,9 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
+from lowerkit.targets.cpu.kernels.exponential import exact_coefficients, polynomial_exponential
 from lowerkit.targets.cpu.kernels.softmax_pairs import online_pairs
-from lowerkit.targets.cpu.kernels.softmax_rows import exponential, from_rows, to_rows
+from lowerkit.targets.cpu.kernels.softmax_rows import from_rows, to_rows
 from lowerkit.targets.cpu.kernels.top_k import select
 
 
@@ -36,7 +36,9 @@ def online_softmax_topk(
     def weights(logits: te.Tensor, pairs: te.Tensor) -> te.Tensor:
         return te.compute(
             logits.shape,
-            lambda i, j: exponential(logits[i, j] - pairs[i, 0], exact_coefficients()) / pairs[i, 1],
+            lambda i, j: (
+                polynomial_exponential(logits[i, j] - pairs[i, 0], exact_coefficients()) / pairs[i, 1]
+            ),
             name="weights",
         )
 

@@ -17,9 +17,8 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from lowerkit.passes.softmax.unified_max import REACH
-from lowerkit.targets.cpu.kernels.softmax import exact_coefficients
+from lowerkit.targets.cpu.kernels.exponential import exact_coefficients, polynomial_exponential
 from lowerkit.targets.cpu.kernels.softmax_pairs import softmax_of_pairs
-from lowerkit.targets.cpu.kernels.softmax_rows import exponential
 from lowerkit.targets.cpu.kernels.vectors import f32
 
 #: e^88 fits float32. A sum with such a term is outside of the guard, whatever the term was.
@@ -33,11 +32,11 @@ def unified_max_softmax(
     p, center = exact_coefficients(), f32(float(attributes.get("center", 0.0)))
 
     def term(x: Expr, top: Expr) -> Expr:
-        return exponential(x - top, p)
+        return polynomial_exponential(x - top, p)
 
     def direct_term(x: Expr) -> Expr:
         # With the constant on the left a NaN stays one: min keeps its right argument then.
-        return exponential(tirx.min(f32(_LARGEST), x - center), p)
+        return polynomial_exponential(tirx.min(f32(_LARGEST), x - center), p)
 
     def guarded(data: te.Tensor, e: Callable[[Expr, Expr], Expr]) -> tuple[te.Tensor, te.Tensor, te.Tensor]:
         """By rows: whether the center will do, else the maximum, and the sum relative to either."""

@@ -36,18 +36,19 @@ def load(buffer: tirx.Buffer, at: Expr | int, lanes: int, stride: int = 1) -> Ex
 
 def store(buffer: tirx.Buffer, value: Expr, at: Expr | int, lanes: int) -> None:
     """`value`, a vector or a number for all lanes, from `at` on."""
-    if lanes > 1 and _lanes(value) == 1:
+    if lanes > 1 and lanes_of(value) == 1:
         value = tirx.Broadcast(value, lanes)
     T.buffer_store(buffer, value, [tirx.Ramp(at, 1, lanes) if lanes > 1 else at])
 
 
 def filled(number: float, like: Expr) -> Expr:
     """`number` in as many lanes as `like` has."""
-    lanes = _lanes(like)
+    lanes = lanes_of(like)
     return tirx.Broadcast(f32(number), lanes) if lanes > 1 else f32(number)
 
 
-def _lanes(value: Expr) -> int:
+def lanes_of(value: Expr) -> int:
+    """How many numbers `value` is; 1 for one that is no vector."""
     return int(tvm.DataType(str(value.ty.dtype)).lanes)
 
 
