@@ -57,7 +57,7 @@ class Reference:
 
     def over(self, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
         """The results for each of `samples`, in their order; a few samples run at the same time."""
-        ahead = min(len(os.sched_getaffinity(0)), _AHEAD)
+        ahead = min(os.cpu_count() or 1, _AHEAD)
         with ThreadPoolExecutor(ahead) as pool:
             running: deque[Future[dict[str, np.ndarray]]] = deque()
             for sample in samples:
