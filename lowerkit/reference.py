@@ -73,7 +73,10 @@ def _with_weights_apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ort
     light, weights = model.clone(), {}
     for name, value in light.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= _SMALL or (array := tensor.numpy()).dtype not in _IN_NUMPY:
+        if tensor is None or tensor.nbytes <= _SMALL or not value.uses():  # it forgets what nothing reads
+            continue
+        array = tensor.numpy()
+        if array.dtype not in _IN_NUMPY:
             continue
         weights[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         value.const_value = ir.ExternalTensor(
