@@ -27,8 +27,9 @@ from lowerkit.targets.cpu.kernels.gemm.dots import Load, Row
 from lowerkit.targets.cpu.kernels.gemm.epilogue import Epilogue
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
-from lowerkit.targets.cpu.kernels.gemm.microkernel import Tile, reduction
+from lowerkit.targets.cpu.kernels.gemm.microkernel import Ahead, Tile, reduction
 from lowerkit.targets.cpu.kernels.gemm.panels import Run, even, layout, tallest
+from lowerkit.targets.cpu.kernels.gemm.prefetch import DEFINITION, prefetch
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 
 #: The annotation of a product's block: its kind, as `Machine.dot` knows it.
@@ -84,7 +85,7 @@ class _Template:
         """The whole function's body."""
         tiles, panels = (runs[-1].first + runs[-1].count for runs in (self.tiles, self.layout.runs))
         blocks = max(1, round(self.rows * self.depth * 4 / _BLOCK))
-        in_block = -(-tiles // blocks)
+        in_block = self.in_block = -(-tiles // blocks)
         blocks = -(-tiles // in_block)
         task, t, p, b, rest = (self._variable(n) for n in ("task", "row_tile", "panel", "batch", "rest"))
         count = self.batch * blocks * panels * in_block
@@ -108,9 +109,8 @@ class _Template:
         parallel = products >= PARALLEL_FROM and count > 1
         kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
         loops: tirx.Stmt = tirx.For(task, self._const(0), self._const(count), kind, body)
-        if self.dot.llvm:
-            code = tvm.ir.StringImm(self.dot.llvm)
-            loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, loops)
+        for code in filter(None, (self.dot.llvm, DEFINITION)):
+            loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", tvm.ir.StringImm(code), loops)
         return loops
 
     def _panels(self) -> list[_Panels]:
@@ -157,9 +157,29 @@ class _Template:
             return tirx.BufferLoad(self.scales, [group, ramp(first_column + j * self.lanes, self.lanes)])
 
         body = reduction(
-            tile, self.dot, self.depth, self.groups, left, right, scale if self.scales is not None else None
+            tile,
+            self.dot,
+            self.depth,
+            self.groups,
+            left,
+            right,
+            scale if self.scales is not None else None,
+            self._read_ahead(columns, start, t),
         )
         return sequence([*body, *self._store(tile, first_row, first_column, valid)])
+
+    def _read_ahead(self, columns: _Panels, start: Expr, t: Expr) -> Ahead | None:
+        """How this tile asks for its share of the panel that comes next, a little in every round."""
+        if not self.packed or self.in_block < 2:
+            return None
+        size = self.layout.panel(columns.run)
+        tile = tirx.floormod(t, self._const(self.in_block))
+
+        def ahead(done: Expr, rounds: int) -> tirx.Stmt:
+            stride = -(-size // (self.in_block * rounds))
+            return prefetch(self.right, start + size + (tile * rounds + done) * stride)
+
+        return ahead
 
     def _store(self, tile: Tile, first_row: Expr, first_column: Expr, valid: list[int]) -> list[tirx.Stmt]:
         """Store what the epilogue makes of the sums."""
