@@ -84,7 +84,8 @@ class _Template:
     def loops(self) -> tirx.Stmt:
         """The whole function's body."""
         tiles, panels = (runs[-1].first + runs[-1].count for runs in (self.tiles, self.layout.runs))
-        blocks = max(1, round(self.rows * self.depth * 4 / _BLOCK))
+        products = self.batch * self.rows * self.width * self.depth
+        blocks = self._blocks(tiles, products >= PARALLEL_FROM)
         in_block = self.in_block = -(-tiles // blocks)
         blocks = -(-tiles // in_block)
         task, t, p, b, rest = (self._variable(n) for n in ("task", "row_tile", "panel", "batch", "rest"))
@@ -105,13 +106,19 @@ class _Template:
                 body,
             ]
         )
-        products = self.batch * self.rows * self.width * self.depth
         parallel = products >= PARALLEL_FROM and count > 1
         kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
         loops: tirx.Stmt = tirx.For(task, self._const(0), self._const(count), kind, body)
         for code in filter(None, (self.dot.llvm, DEFINITION)):
             loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", tvm.ir.StringImm(code), loops)
         return loops
+
+    def _blocks(self, tiles: int, parallel: bool) -> int:
+        """Blocks of rows. An even number where threads share them: a thread then computes the same rows here as in
+        the operators by rows before and after, and finds them in its own cache."""
+        size = self.rows * self.depth * tvm.DataType(str(self.left.dtype)).itemsize
+        blocks = max(1, round(size / _BLOCK))
+        return min(blocks + blocks % 2, tiles) if parallel and self.batch == 1 else blocks
 
     def _panels(self) -> list[_Panels]:
         """All panels, the last one apart where its last vector is cut."""
