@@ -34,7 +34,7 @@ from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 
 #: The annotation of a product's block: its kind, as `Machine.dot` knows it.
 KIND = "lowerkit.gemm"
-#: Multiplications below which the start of threads costs more than they save.
+#: Multiplications, and bytes of weights, below which the start of threads costs more than they save.
 PARALLEL_FROM = 1 << 20
 #: Bytes of the left operand that stay in a second-level cache while all panels go by.
 _BLOCK = 192 << 10
@@ -85,7 +85,9 @@ class _Template:
         """The whole function's body."""
         tiles, panels = (runs[-1].first + runs[-1].count for runs in (self.tiles, self.layout.runs))
         products = self.batch * self.rows * self.width * self.depth
-        blocks = self._blocks(tiles, products >= PARALLEL_FROM)
+        weights = self.layout.size * tvm.DataType(self.dot.panel).itemsize if self.packed else 0
+        parallel = max(products, weights) >= PARALLEL_FROM
+        blocks = self._blocks(tiles, parallel)
         in_block = self.in_block = -(-tiles // blocks)
         blocks = -(-tiles // in_block)
         task, t, p, b, rest = (self._variable(n) for n in ("task", "row_tile", "panel", "batch", "rest"))
@@ -106,8 +108,7 @@ class _Template:
                 body,
             ]
         )
-        parallel = products >= PARALLEL_FROM and count > 1
-        kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+        kind = tirx.ForKind.PARALLEL if parallel and count > 1 else tirx.ForKind.SERIAL
         loops: tirx.Stmt = tirx.For(task, self._const(0), self._const(count), kind, body)
         for code in filter(None, (self.dot.llvm, DEFINITION)):
             loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", tvm.ir.StringImm(code), loops)
