@@ -1,6 +1,6 @@
 /* Threads that share the parallel loops of one run at a time.
  *
- * A loop is cut into PARTS parts for each thread. Each thread takes its own parts first, so that the same core sees the
+ * A loop is cut into LK_PARTS parts for each thread. Each thread takes its own parts first, so that the same core sees the
  * same rows from kernel to kernel, and then any that nobody has taken: a thread that the system holds up, or whose core
  * is slower, delays nobody by more than a part. Who computes a part changes no number.
  *
@@ -15,7 +15,6 @@
 #include "internal.h"
 
 #define SPIN 50e-6
-#define PARTS 4
 
 typedef struct lk_worker {
     _Alignas(LOWERKIT_ALIGNMENT) _Atomic uint64_t taken; /* how many of its parts of the last loop are, see next_part */
@@ -54,15 +53,15 @@ static void relax(void) {
 #endif
 }
 
-/* Takes the next of the parts of loop number `loop` that are for `owner`; PARTS when none is left. `taken` counts on
- * from loop to loop, in steps of PARTS + 1. */
+/* Takes the next of the parts of loop number `loop` that are for `owner`; LK_PARTS when none is left. `taken` counts on
+ * from loop to loop, in steps of LK_PARTS + 1. */
 static int next_part(lk_worker *owner, uint64_t loop) {
-    uint64_t first = loop * (PARTS + 1), taken = atomic_load(&owner->taken);
-    while (taken < first + PARTS) {
+    uint64_t first = loop * (LK_PARTS + 1), taken = atomic_load(&owner->taken);
+    while (taken < first + LK_PARTS) {
         uint64_t part = taken < first ? 0 : taken - first;
         if (atomic_compare_exchange_weak(&owner->taken, &taken, first + part + 1)) return part;
     }
-    return PARTS;
+    return LK_PARTS;
 }
 
 /* Takes parts of loop number `loop` until none is left. The loop cannot end, and so the pool's fields cannot change,
@@ -71,8 +70,8 @@ static void take_parts(lk_worker *self, uint64_t loop) {
     lk_pool *pool = self->pool;
     for (int offset = 0; offset < pool->threads; offset++) {
         int owner = (self->index + offset) % pool->threads;
-        for (int part; (part = next_part(&pool->workers[owner], loop)) < PARTS;) {
-            int failure = pool->task(owner * PARTS + part, pool->threads * PARTS, pool->data);
+        for (int part; (part = next_part(&pool->workers[owner], loop)) < LK_PARTS;) {
+            int failure = pool->task(owner * LK_PARTS + part, pool->threads * LK_PARTS, pool->data);
             if (failure) {
                 self->failure = failure;
                 snprintf(self->error, sizeof self->error, "%s", lowerkit_error());
@@ -185,7 +184,7 @@ int lk_parallel(lk_task task, void *data) {
     pool->task = task;
     pool->data = data;
     for (int index = 0; index < pool->threads; index++) pool->workers[index].failure = 0;
-    atomic_store(&pool->left, pool->threads * PARTS);
+    atomic_store(&pool->left, pool->threads * LK_PARTS);
     uint64_t loop = atomic_fetch_add(&pool->loop, 1) + 1;
     wake_workers(pool);
     take_parts(self, loop);

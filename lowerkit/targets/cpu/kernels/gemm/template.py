@@ -10,6 +10,9 @@ Rows and panels are cut into sizes that differ by one at most, so that no tile i
 of the body for every size. (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS
 34(3), 2008. Its packing of the left operand does not pay here: the rows of a tile are contiguous, and are read once
 for each panel.)
+
+The rounds of a tile's reduction ask for pieces of the panel that comes next: all tiles of a block together for the
+whole of it.
 """
 
 from __future__ import annotations
