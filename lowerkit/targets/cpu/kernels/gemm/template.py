@@ -83,15 +83,14 @@ class _Template:
         self.dot, self.lanes = self.layout.dot, machine.lanes
         self.tiles = even(self.rows, tallest(machine, self.rows))
         self.panels = self._panels()
+        products = self.batch * self.rows * self.width * self.depth
+        weights = self.layout.size * _bytes(self.dot.panel) if self.packed else 0
+        self.parallel = max(products, weights) >= PARALLEL_FROM
+        self.in_block = self._tiles_of_block(_pieces(self.tiles))
 
     def loops(self) -> tirx.Stmt:
         """The whole function's body."""
-        tiles, panels = (runs[-1].first + runs[-1].count for runs in (self.tiles, self.layout.runs))
-        products = self.batch * self.rows * self.width * self.depth
-        weights = self.layout.size * tvm.DataType(self.dot.panel).itemsize if self.packed else 0
-        parallel = max(products, weights) >= PARALLEL_FROM
-        blocks = self._blocks(tiles, parallel)
-        in_block = self.in_block = -(-tiles // blocks)
+        tiles, panels, in_block = _pieces(self.tiles), _pieces(self.layout.runs), self.in_block
         blocks = -(-tiles // in_block)
         task, t, p, b, rest = (self._variable(n) for n in ("task", "row_tile", "panel", "batch", "rest"))
         count = self.batch * blocks * panels * in_block
@@ -111,18 +110,22 @@ class _Template:
                 body,
             ]
         )
-        kind = tirx.ForKind.PARALLEL if parallel and count > 1 else tirx.ForKind.SERIAL
+        kind = tirx.ForKind.PARALLEL if self.parallel and count > 1 else tirx.ForKind.SERIAL
         loops: tirx.Stmt = tirx.For(task, self._const(0), self._const(count), kind, body)
         for code in filter(None, (self.dot.llvm, DEFINITION)):
             loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", tvm.ir.StringImm(code), loops)
         return loops
 
-    def _blocks(self, tiles: int, parallel: bool) -> int:
-        """Blocks of rows. An even number where threads share them: a thread then computes the same rows here as in
-        the operators by rows before and after, and finds them in its own cache."""
-        size = self.rows * self.depth * tvm.DataType(str(self.left.dtype)).itemsize
-        blocks = max(1, round(size / _BLOCK))
-        return min(blocks + blocks % 2, tiles) if parallel and self.batch == 1 else blocks
+    def _tiles_of_block(self, tiles: int) -> int:
+        """Tiles of a block of rows, whose left operand stays in cache.
+
+        Blocks are even in number where threads share them: a thread then computes the same rows here as in the
+        operators by rows before and after, and finds them in its own cache.
+        """
+        blocks = max(1, round(self.rows * self.depth * _bytes(str(self.left.dtype)) / _BLOCK))
+        if self.parallel and self.batch == 1:
+            blocks = min(blocks + blocks % 2, tiles)
+        return -(-tiles // blocks)
 
     def _panels(self) -> list[_Panels]:
         """All panels, the last one apart where its last vector is cut."""
@@ -231,6 +234,15 @@ def _choose(variable: tirx.Var, cases: list[tuple[Run, tirx.Stmt]]) -> tirx.Stmt
             variable < tirx.const(run.first + run.count, variable.ty.dtype), statement, body
         )
     return body
+
+
+def _pieces(runs: tuple[Run, ...]) -> int:
+    """How many pieces all runs have."""
+    return runs[-1].first + runs[-1].count
+
+
+def _bytes(dtype: str) -> int:
+    return int(tvm.DataType(dtype).itemsize)
 
 
 def _operands(block: s_tir.SBlock) -> list[tirx.Var]:
