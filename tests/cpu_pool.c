@@ -16,10 +16,10 @@ static int part(int index, int count, void *data) {
 }
 
 int main(int argc, char **argv) {
-    int threads = argc > 1 ? atoi(argv[1]) : 4, wrong = 0;
+    int threads = argc > 1 ? atoi(argv[1]) : 4, parts = threads * LK_PARTS, wrong = 0;
     for (int round = 0; round < POOLS; round++) {
         lk_pool *pool = lk_pool_open(threads);
-        long *done = calloc(threads, sizeof *done);
+        long *done = calloc(parts, sizeof *done);
         if (!pool || !done) return 2;
         for (int run = 0; run < RUNS; run++) {
             lk_pool_enter(pool, true);
@@ -31,7 +31,7 @@ int main(int argc, char **argv) {
             }
             lk_pool_leave(pool);
         }
-        for (int index = 0; index < threads; index++) wrong += done[index] != (long)RUNS * LOOPS * threads;
+        for (int index = 0; index < parts; index++) wrong += done[index] != (long)RUNS * LOOPS * parts;
         free(done);
         lk_pool_close(pool);
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -14,6 +15,7 @@ import tvm
 from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax, tirx
+from tvm.ir import Expr
 
 from lowerkit.errors import UnsupportedError
 from lowerkit.targets.cpu import features
@@ -22,6 +24,7 @@ from lowerkit.targets.cpu.kernels.gemm.dots import BF16_PAIRS, QUADS, Dot
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine, machine
 from lowerkit.targets.cpu.kernels.gemm.operators import converters, matmul
 from lowerkit.targets.cpu.kernels.gemm.panels import even, layout
+from lowerkit.targets.cpu.kernels.gemm.polynomials import in_parallel
 from lowerkit.targets.cpu.kernels.gemm.template import expand
 from lowerkit.targets.cpu.program import Call, leaves
 from lowerkit.targets.cpu.target import CpuTarget
@@ -356,6 +359,38 @@ def test_what_follows(name: str, shape: tuple[int, ...], batched: bool) -> None:
         "long": lambda: np.tanh(p + bias) / (1 + np.exp(-p)) + other / (p * p + factor * factor),
     }[name]()
     np.testing.assert_allclose(run(module, x), expected, rtol=2e-4, atol=2e-5)
+
+
+def chain(coefficients: Sequence[float], x: Expr) -> Expr:
+    """Horner's scheme, highest power first."""
+    p: Expr = tirx.const(coefficients[0], "float32")
+    for coefficient in coefficients[1:]:
+        p = p * x + tirx.const(coefficient, "float32")
+    return p
+
+
+def value_and_depth(node: Expr, x: float) -> tuple[float, int]:
+    """What an expression of sums and products of one variable gives, and its operations in a row."""
+    if isinstance(node, tirx.FloatImm | tirx.Var):
+        return (float(node.value) if isinstance(node, tirx.FloatImm) else x), 0
+    (a, first), (b, second) = (value_and_depth(side, x) for side in (node.a, node.b))
+    return (a + b if isinstance(node, tirx.Add) else a * b), 1 + max(first, second)
+
+
+@pytest.mark.parametrize("products", [1, 4, 5, 6, 7, 8, 12, 15, 16])
+def test_long_chains_are_computed_in_parallel(products: int) -> None:
+    coefficients = [float(c) for c in normal(products + 1, seed=products)]
+    for x in (-1.5, 0.0, 0.3, 1.0):
+        value, found = value_and_depth(in_parallel(chain(coefficients, tirx.Var("x", "float32"))), x)
+        np.testing.assert_allclose(value, np.polyval(coefficients, x), rtol=1e-12, atol=1e-12)
+        assert found <= (2 * products if products < 5 else 2 * math.ceil(math.log2(products + 1)))
+
+
+def test_chains_of_chains_stay_right() -> None:
+    x = tirx.Var("x", "float32")
+    inner, outer = [1.0, 2, 3, 4, 5, 6, 7], [0.5, -1, 2, 1, 3, 1]
+    found, _ = value_and_depth(in_parallel(chain(outer, chain(inner, x)) * x + tirx.const(1, "float32")), 0.5)
+    np.testing.assert_allclose(found, 0.5 * np.polyval(outer, np.polyval(inner, 0.5)) + 1, rtol=1e-12)
 
 
 @given(st.integers(1, 2000), st.integers(1, 50))

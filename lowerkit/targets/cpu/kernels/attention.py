@@ -127,7 +127,9 @@ class _Kernel:
         """The whole kernel."""
         s = self.shape
         wanted = max(1, min(-(-_TASKS // (s.batch * s.heads)), s.queries // _FEWEST))
-        chunk = -(-s.queries // wanted)
+        # Whole tiles, and an even number of tasks, as threads mostly are; each packs the keys anew.
+        wanted -= wanted > 1 and wanted * s.batch * s.heads % 2
+        chunk = min(-(-s.queries // (wanted * _ROWS)) * _ROWS, s.queries)
         chunks = -(-s.queries // chunk)
         with T.parallel(0, s.batch * s.heads * chunks) as task:
             self.b = T.bind(task // (s.heads * chunks))

@@ -27,6 +27,9 @@ typedef struct lk_pool lk_pool;
 /* Part `index` of `count` of a loop; other than 0 where it failed. */
 typedef int (*lk_task)(int index, int count, void *data);
 
+/* Parts of a loop for each thread of several. */
+#define LK_PARTS 4
+
 /* A pool of `threads` threads, the caller's included, or NULL (lk_fail() has been called). */
 lk_pool *lk_pool_open(int threads);
 void lk_pool_close(lk_pool *pool);

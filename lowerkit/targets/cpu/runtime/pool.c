@@ -1,8 +1,8 @@
 /* Threads that share the parallel loops of one run at a time.
  *
- * A loop is cut into as many parts as there are threads. Each thread takes its own part first, so that the same core
- * sees the same rows from kernel to kernel, and then any part that nobody has taken: a thread that the system holds up
- * delays nobody. Who computes a part changes no number.
+ * A loop is cut into LK_PARTS parts for each thread. Each thread takes its own parts first, so that the same core sees the
+ * same rows from kernel to kernel, and then any that nobody has taken: a thread that the system holds up, or whose core
+ * is slower, delays nobody by more than a part. Who computes a part changes no number.
  *
  * Threads spin for up to SPIN seconds for the next loop of a run, which comes sooner than the system could wake them;
  * then, and between runs, they sleep.
@@ -17,7 +17,7 @@
 #define SPIN 50e-6
 
 typedef struct lk_worker {
-    _Alignas(LOWERKIT_ALIGNMENT) atomic_uint taken; /* the last loop whose part `index` somebody took */
+    _Alignas(LOWERKIT_ALIGNMENT) _Atomic uint64_t taken; /* how many of its parts of the last loop are, see next_part */
     lk_pool *pool;
     int index;
     int failure; /* of the current loop */
@@ -30,7 +30,7 @@ struct lk_pool {
     int threads;
     lk_task task; /* the current loop */
     void *data;
-    _Alignas(LOWERKIT_ALIGNMENT) atomic_uint loop; /* its number */
+    _Alignas(LOWERKIT_ALIGNMENT) _Atomic uint64_t loop; /* its number */
     atomic_bool running, closing;
     atomic_int asleep, waiting; /* workers that sleep; whether the caller does */
     _Alignas(LOWERKIT_ALIGNMENT) atomic_int left; /* parts that are not done */
@@ -53,30 +53,41 @@ static void relax(void) {
 #endif
 }
 
+/* Takes the next of the parts of loop number `loop` that are for `owner`; LK_PARTS when none is left. `taken` counts on
+ * from loop to loop, in steps of LK_PARTS + 1. */
+static int next_part(lk_worker *owner, uint64_t loop) {
+    uint64_t first = loop * (LK_PARTS + 1), taken = atomic_load(&owner->taken);
+    while (taken < first + LK_PARTS) {
+        uint64_t part = taken < first ? 0 : taken - first;
+        if (atomic_compare_exchange_weak(&owner->taken, &taken, first + part + 1)) return part;
+    }
+    return LK_PARTS;
+}
+
 /* Takes parts of loop number `loop` until none is left. The loop cannot end, and so the pool's fields cannot change,
  * while a part that was taken is not done; of a loop that has ended nothing can be taken. */
-static void take_parts(lk_worker *self, unsigned loop) {
+static void take_parts(lk_worker *self, uint64_t loop) {
     lk_pool *pool = self->pool;
     for (int offset = 0; offset < pool->threads; offset++) {
-        int part = (self->index + offset) % pool->threads;
-        unsigned before = loop - 1;
-        if (!atomic_compare_exchange_strong(&pool->workers[part].taken, &before, loop)) continue;
-        int failure = pool->task(part, pool->threads, pool->data);
-        if (failure) {
-            self->failure = failure;
-            snprintf(self->error, sizeof self->error, "%s", lowerkit_error());
-        }
-        if (atomic_fetch_sub(&pool->left, 1) == 1 && atomic_load(&pool->waiting)) {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->mutex);
+        int owner = (self->index + offset) % pool->threads;
+        for (int part; (part = next_part(&pool->workers[owner], loop)) < LK_PARTS;) {
+            int failure = pool->task(owner * LK_PARTS + part, pool->threads * LK_PARTS, pool->data);
+            if (failure) {
+                self->failure = failure;
+                snprintf(self->error, sizeof self->error, "%s", lowerkit_error());
+            }
+            if (atomic_fetch_sub(&pool->left, 1) == 1 && atomic_load(&pool->waiting)) {
+                pthread_mutex_lock(&pool->mutex);
+                pthread_cond_signal(&pool->done);
+                pthread_mutex_unlock(&pool->mutex);
+            }
         }
     }
 }
 
 /* The number of the next loop after `seen`. */
-static unsigned await_loop(lk_pool *pool, unsigned seen) {
-    unsigned loop;
+static uint64_t await_loop(lk_pool *pool, uint64_t seen) {
+    uint64_t loop;
     double end = 0;
     for (unsigned spins = 0; atomic_load(&pool->running); spins++) {
         if ((loop = atomic_load(&pool->loop)) != seen) return loop;
@@ -102,9 +113,9 @@ static unsigned await_loop(lk_pool *pool, unsigned seen) {
 static void *work(void *argument) {
     lk_worker *self = current = argument;
     lk_pool *pool = self->pool;
-    unsigned seen = 0;
+    uint64_t seen = 0;
     while (!atomic_load(&pool->closing)) {
-        unsigned loop = await_loop(pool, seen);
+        uint64_t loop = await_loop(pool, seen);
         if (loop != seen) take_parts(self, seen = loop);
     }
     return NULL;
@@ -173,8 +184,8 @@ int lk_parallel(lk_task task, void *data) {
     pool->task = task;
     pool->data = data;
     for (int index = 0; index < pool->threads; index++) pool->workers[index].failure = 0;
-    atomic_store(&pool->left, pool->threads);
-    unsigned loop = atomic_fetch_add(&pool->loop, 1) + 1;
+    atomic_store(&pool->left, pool->threads * LK_PARTS);
+    uint64_t loop = atomic_fetch_add(&pool->loop, 1) + 1;
     wake_workers(pool);
     take_parts(self, loop);
     double end = 0;

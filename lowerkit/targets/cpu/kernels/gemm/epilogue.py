@@ -13,6 +13,7 @@ from tvm.s_tir.schedule import SBlockRV
 from tvm_ffi import StructuralMutator, structural_mutate, structural_walk
 
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, sequence
+from lowerkit.targets.cpu.kernels.gemm.polynomials import in_parallel
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, is_reduction, leaf_blocks
 
 #: Beyond so many nodes the operators run in a loop over the rows of the tile, which is in cache, rather than once
@@ -111,10 +112,10 @@ class Epilogue:
             dtype = str(stage.buffer.dtype)
             if self._uses[stage.buffer] > 1 and dtype != "bool":
                 temporary = tirx.decl_buffer((lanes,), dtype, stage.buffer.name)
-                body.append(tirx.BufferStore(temporary, value(stage, place), [lane]))
+                body.append(tirx.BufferStore(temporary, in_parallel(value(stage, place)), [lane]))
                 temporaries[stage.buffer] = temporary
             if self._is_output(stage.buffer):
-                body.append(tirx.BufferStore(stage.buffer, value(stage, place), place))
+                body.append(tirx.BufferStore(stage.buffer, in_parallel(value(stage, place)), place))
         return _vector(lane, lanes, [on_stack(buffer) for buffer in temporaries.values()], body)
 
 

@@ -13,6 +13,8 @@ from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, sequen
 
 #: Products of a sum that the body of the reduction's loop holds, if they are not more in one step.
 _UNROLLED = 2
+#: (rounds of the reduction's loop that are done, all of them) -> a statement that reads ahead.
+Ahead = Callable[[Expr, int], tirx.Stmt]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def reduction(
     left: Callable[[int], Row],
     right: Callable[[int, Expr], Load],
     scale: Callable[[int, Expr], Expr] | None = None,
+    ahead: Ahead | None = None,
 ) -> list[tirx.Stmt]:
     """Allocate the sums of `tile` and set them to the products' sums.
 
@@ -79,6 +82,7 @@ def reduction(
         left: row of the tile -> reads that row of the left operand.
         right: (vector, step, counted over all groups) -> reads the right operand there.
         scale: (vector, group) -> factors of the sums over a group.
+        ahead: what else a round of the loop does.
     """
     length = depth // groups
     whole, rest = divmod(length, dot.step)
@@ -111,6 +115,8 @@ def reduction(
     rounds = whole // unrolled
     if rounds:
         several = [s for u in range(unrolled) for s in step(number * unrolled + u, parts)]
+        if ahead is not None:
+            several.insert(0, ahead(group * rounds + number, groups * rounds))
         body.append(_serial(number, rounds, several))
     for last in range(rounds * unrolled, whole):
         body += step(tirx.const(last, tile.index), parts)

@@ -87,6 +87,10 @@ class Layout:
         """Elements of all panels."""
         return self.columns // self.lanes * self._vector
 
+    def panel(self, run: Run) -> int:
+        """Elements of a panel of `run`."""
+        return run.size * self._vector
+
     def start(self, run: Run, panel: Expr) -> Expr:
         """Where a panel of `run` begins."""
         return (run.start + (panel - run.first) * run.size) * self._vector

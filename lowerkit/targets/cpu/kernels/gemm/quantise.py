@@ -16,7 +16,7 @@ from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Instruction
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence, splat
 
 #: Elements below which a loop is not worth the start of threads.
-_PARALLEL_FROM = 1 << 16
+_PARALLEL_FROM = 1 << 14
 #: Bits of float32's infinity; those of a NaN are larger.
 _INFINITE = 0x7F800000
 

@@ -10,6 +10,9 @@ Rows and panels are cut into sizes that differ by one at most, so that no tile i
 of the body for every size. (Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS
 34(3), 2008. Its packing of the left operand does not pay here: the rows of a tile are contiguous, and are read once
 for each panel.)
+
+The rounds of a tile's reduction ask for pieces of the panel that comes next: all tiles of a block together for the
+whole of it.
 """
 
 from __future__ import annotations
@@ -27,13 +30,14 @@ from lowerkit.targets.cpu.kernels.gemm.dots import Load, Row
 from lowerkit.targets.cpu.kernels.gemm.epilogue import Epilogue
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
-from lowerkit.targets.cpu.kernels.gemm.microkernel import Tile, reduction
+from lowerkit.targets.cpu.kernels.gemm.microkernel import Ahead, Tile, reduction
 from lowerkit.targets.cpu.kernels.gemm.panels import Run, even, layout, tallest
+from lowerkit.targets.cpu.kernels.gemm.prefetch import DEFINITION, prefetch
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 
 #: The annotation of a product's block: its kind, as `Machine.dot` knows it.
 KIND = "lowerkit.gemm"
-#: Multiplications below which the start of threads costs more than they save.
+#: Multiplications, and bytes of weights, below which the start of threads costs more than they save.
 PARALLEL_FROM = 1 << 20
 #: Bytes of the left operand that stay in a second-level cache while all panels go by.
 _BLOCK = 192 << 10
@@ -79,12 +83,14 @@ class _Template:
         self.dot, self.lanes = self.layout.dot, machine.lanes
         self.tiles = even(self.rows, tallest(machine, self.rows))
         self.panels = self._panels()
+        products = self.batch * self.rows * self.width * self.depth
+        weights = self.layout.size * _bytes(self.dot.panel) if self.packed else 0
+        self.parallel = max(products, weights) >= PARALLEL_FROM
+        self.in_block = self._tiles_of_block(_pieces(self.tiles))
 
     def loops(self) -> tirx.Stmt:
         """The whole function's body."""
-        tiles, panels = (runs[-1].first + runs[-1].count for runs in (self.tiles, self.layout.runs))
-        blocks = max(1, round(self.rows * self.depth * 4 / _BLOCK))
-        in_block = -(-tiles // blocks)
+        tiles, panels, in_block = _pieces(self.tiles), _pieces(self.layout.runs), self.in_block
         blocks = -(-tiles // in_block)
         task, t, p, b, rest = (self._variable(n) for n in ("task", "row_tile", "panel", "batch", "rest"))
         count = self.batch * blocks * panels * in_block
@@ -104,14 +110,22 @@ class _Template:
                 body,
             ]
         )
-        products = self.batch * self.rows * self.width * self.depth
-        parallel = products >= PARALLEL_FROM and count > 1
-        kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+        kind = tirx.ForKind.PARALLEL if self.parallel and count > 1 else tirx.ForKind.SERIAL
         loops: tirx.Stmt = tirx.For(task, self._const(0), self._const(count), kind, body)
-        if self.dot.llvm:
-            code = tvm.ir.StringImm(self.dot.llvm)
-            loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, loops)
+        for code in filter(None, (self.dot.llvm, DEFINITION)):
+            loops = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", tvm.ir.StringImm(code), loops)
         return loops
+
+    def _tiles_of_block(self, tiles: int) -> int:
+        """Tiles of a block of rows, whose left operand stays in cache.
+
+        Blocks are even in number where threads share them: a thread then computes the same rows here as in the
+        operators by rows before and after, and finds them in its own cache.
+        """
+        blocks = max(1, round(self.rows * self.depth * _bytes(str(self.left.dtype)) / _BLOCK))
+        if self.parallel and self.batch == 1:
+            blocks = min(blocks + blocks % 2, tiles)
+        return -(-tiles // blocks)
 
     def _panels(self) -> list[_Panels]:
         """All panels, the last one apart where its last vector is cut."""
@@ -157,9 +171,29 @@ class _Template:
             return tirx.BufferLoad(self.scales, [group, ramp(first_column + j * self.lanes, self.lanes)])
 
         body = reduction(
-            tile, self.dot, self.depth, self.groups, left, right, scale if self.scales is not None else None
+            tile,
+            self.dot,
+            self.depth,
+            self.groups,
+            left,
+            right,
+            scale if self.scales is not None else None,
+            self._read_ahead(columns, start, t),
         )
         return sequence([*body, *self._store(tile, first_row, first_column, valid)])
+
+    def _read_ahead(self, columns: _Panels, start: Expr, t: Expr) -> Ahead | None:
+        """How this tile asks for its share of the panel that comes next, a little in every round."""
+        if not self.packed or self.in_block < 2:
+            return None
+        size = self.layout.panel(columns.run)
+        tile = tirx.floormod(t, self._const(self.in_block))
+
+        def ahead(done: Expr, rounds: int) -> tirx.Stmt:
+            stride = -(-size // (self.in_block * rounds))
+            return prefetch(self.right, start + size + (tile * rounds + done) * stride)
+
+        return ahead
 
     def _store(self, tile: Tile, first_row: Expr, first_column: Expr, valid: list[int]) -> list[tirx.Stmt]:
         """Store what the epilogue makes of the sums."""
@@ -200,6 +234,15 @@ def _choose(variable: tirx.Var, cases: list[tuple[Run, tirx.Stmt]]) -> tirx.Stmt
             variable < tirx.const(run.first + run.count, variable.ty.dtype), statement, body
         )
     return body
+
+
+def _pieces(runs: tuple[Run, ...]) -> int:
+    """How many pieces all runs have."""
+    return runs[-1].first + runs[-1].count
+
+
+def _bytes(dtype: str) -> int:
+    return int(tvm.DataType(dtype).itemsize)
 
 
 def _operands(block: s_tir.SBlock) -> list[tirx.Var]:
