@@ -2,7 +2,7 @@
 
 An image's numbers are q = clip(round(x / s) + z, 0, 255), rounded to nearest even, with one s and z for the image.
 Where the product takes signed integers, q - z is stored, and a border is 0; where it takes bytes, a border is z, and
-z times the sum of the filters is subtracted from the sums. s and z come as `levels`, float32 [images or 1, 2].
+z times the sum of the filters is subtracted from the sums. Both come as float32 [N or 1, 1, 1, 1].
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from lowerkit.targets.cpu.kernels.vectors import across, call_kernel, f32, flat,
 
 #: Elements that one task looks through for the extremes of an image.
 _PIECE = 1 << 14
-#: TVM's OpPatternKind of what is computed element by element from one image and small tensors.
-_ELEMENTWISE = {"op_pattern": 1}
 #: Bits of float32's infinity; those of a NaN are larger.
 _INFINITE = 0x7F800000
+#: Steps and zero points, see above.
+Levels = list[relax.Expr]
 
 
 def converters(machine: Machine) -> dict[str, Converter]:
@@ -43,7 +43,7 @@ def converters(machine: Machine) -> dict[str, Converter]:
     def static(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]) -> relax.Expr:
         scale, zero, w, w_scale = map(_array, inputs[1:])
         x, channels_first = _image(bb, inputs[0], machine)
-        levels = relax.const(np.array([[scale, zero]], np.float32).reshape(1, 2))
+        levels = [relax.const(np.asarray(level, np.float32).reshape(1, 1, 1, 1)) for level in (scale, zero)]
         return _convolution(bb, machine, x, channels_first, levels, w, w_scale, attributes)
 
     return {"ConvInt8": int8, "ConvInt8Static": static}
@@ -61,7 +61,7 @@ def _convolution(
     machine: Machine,
     x: relax.Expr,
     channels_first: bool,
-    levels: relax.Expr,
+    levels: Levels,
     weight: np.ndarray,
     w_scale: np.ndarray,
     attributes: dict[str, Any],
@@ -76,21 +76,12 @@ def _convolution(
         padding, (strides, dilations) = list(window.padding), (window.strides, window.dilations)
         sums = bb.emit(relax.op.nn.conv2d(steps, filters, strides, padding, dilations, group))
         sums = bb.emit(relax.op.permute_dims(sums, LAST))
-        columns = np.zeros(len(weight), np.int32)
     else:
         image = _quantised(bb, machine.int8, x, channels_first, levels, window)
         sums = convolve(bb, machine, "int8", image, weight, window)
-        signed = _stored(machine.int8) != "uint8"
-        columns = weight.sum(axis=(1, 2, 3), dtype=np.int32) * (0 if signed else 1)
-    y = bb.emit_te(
-        _scaled,
-        sums,
-        levels,
-        relax.const(columns),
-        relax.const(w_scale),
-        primfunc_name_hint="scale",
-        primfunc_attrs=_ELEMENTWISE,
-    )
+    less = _stored(machine.int8) == "uint8" and group == 1
+    columns = [relax.const(weight.sum(axis=(1, 2, 3), dtype=np.int32))] if less else []
+    y = bb.emit_te(_scaled, sums, levels, relax.const(w_scale), *columns, primfunc_name_hint="scale")
     return relax.op.permute_dims(y, FIRST)
 
 
@@ -102,45 +93,47 @@ def _stored(dot: Dot) -> str:
 
 
 def _quantised(
-    bb: relax.BlockBuilder, dot: Dot, x: relax.Expr, channels_first: bool, levels: relax.Expr, window: Window
+    bb: relax.BlockBuilder, dot: Dot, x: relax.Expr, channels_first: bool, levels: Levels, window: Window
 ) -> relax.Expr:
     """`x` in whole steps, for `dot`."""
     dtype = _stored(dot)
 
-    def image(x: te.Tensor, levels: te.Tensor) -> te.Tensor:
-        def level(b: Expr, which: int) -> Expr:
-            return levels(b if int(levels.shape[0]) > 1 else 0, which)
-
+    def image(x: te.Tensor, scale: te.Tensor, zero: te.Tensor) -> te.Tensor:
         def narrow(b: Expr, value: Expr) -> Expr:
-            z = level(b, 1)
-            q = tirx.nearbyint(value / level(b, 0)) + z
+            z = _of(zero, b)
+            q = tirx.nearbyint(value / _of(scale, b)) + z
             q = tirx.min(tirx.max(q, f32(0)), f32(255))  # a NaN becomes 0
             q = q if dtype == "uint8" else q - z
             return q if dtype == "float32" else q.astype("int32").astype(dtype)
 
         def outside(b: Expr) -> Expr:
-            return level(b, 1).astype("int32").astype(dtype) if dtype == "uint8" else tirx.const(0, dtype)
+            return _of(zero, b).astype("int32").astype(dtype) if dtype == "uint8" else tirx.const(0, dtype)
 
         return bordered(x, window, dot, narrow, outside, channels_first)
 
-    return bb.emit_te(image, x, levels, primfunc_name_hint="quantise_image")
+    return bb.emit_te(image, x, *levels, primfunc_name_hint="quantise_image")
 
 
-def _scaled(sums: te.Tensor, levels: te.Tensor, columns: te.Tensor, w_scale: te.Tensor) -> te.Tensor:
-    """The product in float32, from sums [N, H, W, O] in which q was not yet less z where `columns` are not 0."""
+def _scaled(sums: te.Tensor, levels: list[te.Tensor], w_scale: te.Tensor, *columns: te.Tensor) -> te.Tensor:
+    """The convolution [N, H, W, O] from sums of (q - z) w; or of q w, given those of w for every filter."""
+    scale, zero = levels
 
     def element(b: Expr, i: Expr, j: Expr, o: Expr) -> Expr:
-        image = b if int(levels.shape[0]) > 1 else 0
         total = sums(b, i, j, o)
-        if str(sums.dtype) == "int32":
-            total = (total - levels(image, 1).astype("int32") * columns(o)).astype("float32")
-        return total * levels(image, 0) * w_scale(o)
+        for column in columns:
+            total = total - _of(zero, b).astype("int32") * column(o)
+        return total.astype("float32") * _of(scale, b) * w_scale(o)
 
     return te.compute(sums.shape, element, name="scale")
 
 
-def _levels_of(bb: relax.BlockBuilder, x: relax.Expr, lanes: int) -> relax.Expr:
-    """[N, 2]: step and zero point for the values of each image of float32 `x`, of any order, and 0.
+def _of(levels: te.Tensor, image: Expr) -> Expr:
+    """The step or zero point of an image."""
+    return levels(image if int(levels.shape[0]) > 1 else 0, 0, 0, 0)
+
+
+def _levels_of(bb: relax.BlockBuilder, x: relax.Expr, lanes: int) -> Levels:
+    """Steps and zero points for the values of each image of float32 `x`, in any order of axes, and 0.
 
     The step of an image that is not finite is NaN, and so is what is computed with it.
     """
@@ -174,8 +167,8 @@ def _levels_of(bb: relax.BlockBuilder, x: relax.Expr, lanes: int) -> relax.Expr:
                 found = tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", found)
                 store(out, found, (task * 3 + index) * lanes, lanes)
 
-    def steps(found: tirx.Buffer, out: tirx.Buffer) -> None:
-        found, out = flat(found), flat(out)
+    def levels(found: tirx.Buffer, scale: tirx.Buffer, zero: tirx.Buffer) -> None:
+        found, scale, zero = flat(found), flat(scale), flat(zero)
         with loop(images) as b:
             totals = T.alloc_buffer((3 * lanes,), "float32", scope="local")
             for index in range(3):
@@ -191,12 +184,13 @@ def _levels_of(bb: relax.BlockBuilder, x: relax.Expr, lanes: int) -> relax.Expr:
             step = T.bind((high - low) / f32(255))
             step = T.bind(tirx.Select(step == f32(0), f32(1), step))
             finite = tirx.reinterpret("int32", largest) < tirx.const(_INFINITE, "int32")
-            store(out, tirx.Select(finite, step, f32(float("nan"))), 2 * b, 1)
-            zero = tirx.nearbyint((f32(0) - low) / step)
-            store(out, tirx.min(tirx.max(zero, f32(0)), f32(255)), 2 * b + 1, 1)
+            store(scale, tirx.Select(finite, step, f32(float("nan"))), b, 1)
+            z = tirx.nearbyint((f32(0) - low) / step)
+            store(zero, tirx.min(tirx.max(z, f32(0)), f32(255)), b, 1)
 
     found = call_kernel(bb, "extremes_of_images", [x], [images, pieces, 3 * lanes], extremes)
-    return call_kernel(bb, "levels_of_images", [found], [images, 2], steps)
+    both = call_kernel(bb, "levels_of_images", [found], [images, 1, 1, 1], levels, results=2)
+    return [bb.emit(relax.TupleGetItem(both, index)) for index in range(2)]
 
 
 def _larger(a: Expr, b: Expr) -> Expr:
