@@ -220,11 +220,6 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         )
         if groups != 1:
             return conv2d_by_channel(self.builder_, self._follow(x, 4), weight, window)
-        if window == Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0)) and weight.shape[1] >= self.lanes:
-            from lowerkit.targets.cpu.kernels.gemm.operators import product
-            from lowerkit.targets.cpu.kernels.gemm.machine import machine
-            m = machine("x86-64-v3")
-            return product(self.builder_, m, "float32", self._follow(x, 4), np.ascontiguousarray(weight[:, :, 0, 0].T))
         if weight.shape[1] < self.lanes and x not in self.twins:
             return conv2d(self.builder_, self.visit_expr(x), weight, window, self.lanes, channels_first=True)
         return conv2d(self.builder_, self._follow(x, 4), weight, window, self.lanes)

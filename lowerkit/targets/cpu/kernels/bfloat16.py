@@ -29,11 +29,14 @@ def rounded(x: te.Tensor) -> te.Tensor:
 def nearest(value: Expr) -> Expr:
     """The bfloat16 nearest to a float32, ties to even, in the upper half of a uint32 whose lower half is 0.
 
-    Half of the last place that is kept is added before the cut, a little less for an even one. A NaN stays one.
+    Half of the last place that is kept is added before the cut, a little less for an even one. A NaN stays one; it is
+    found by its bits, for TVM has no `isnan` of vectors.
     """
     u = tirx.reinterpret("uint32", value)
     up = u + ((u >> _u32(16)) & _u32(1)) + _u32(0x7FFF)
-    return tirx.Select(tirx.isnan(value), u | _u32(0x400000), up) & _u32(0xFFFF0000)
+    magnitude = tirx.reinterpret("int32", value) & tirx.const(0x7FFFFFFF, "int32")
+    is_nan = magnitude > tirx.const(0x7F800000, "int32")
+    return tirx.Select(is_nan, u | _u32(0x400000), up) & _u32(0xFFFF0000)
 
 
 def _u32(number: int) -> Expr:
