@@ -6,6 +6,7 @@ are exact in float32, rounding the operands is all there is to it: the convoluti
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ from tvm.ir import Expr
 
 from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.bfloat16 import nearest, rounded
-from lowerkit.targets.cpu.kernels.conv_narrow import FIRST, LAST, bordered, convolve, window_of
+from lowerkit.targets.cpu.kernels.conv_narrow import FIRST, LAST, NO_WINDOW, bordered, convolve, window_of
 from lowerkit.targets.cpu.kernels.gemm.dots import Instruction
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
+
+#: TVM's OpPatternKind of what is fused with other elementwise operators, but not into a convolution: that one's tile
+#: has no registers left for the constants.
+_INJECTIVE = {"op_pattern": 2}
 
 
 def converters(machine: Machine) -> dict[str, Converter]:
@@ -32,10 +37,12 @@ def converters(machine: Machine) -> dict[str, Converter]:
             def image(x: te.Tensor) -> te.Tensor:
                 return bordered(x, window, machine.bf16, _bits, lambda _: tirx.const(0, "uint16"))
 
-            rows = bb.emit_te(image, x, primfunc_name_hint="round_image")
-            y = convolve(bb, machine, "bf16", rows, weight.view(np.uint16), window)
-            return relax.op.permute_dims(bb.emit(y), FIRST)
-        x = bb.emit_te(rounded, x, primfunc_name_hint="round_to_bfloat16", primfunc_attrs={"op_pattern": 0})
+            x = bb.emit_te(image, x, primfunc_name_hint="round_image")
+            return relax.op.permute_dims(convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST)
+        x = bb.emit_te(rounded, x, primfunc_name_hint="round_to_bfloat16", primfunc_attrs=_INJECTIVE)
+        if group == 1 and window == NO_WINDOW and math.prod(int(dim) for dim in x.ty.shape[:-1]) == 1:
+            # One pixel takes as long as it takes to read the weights.
+            return relax.op.permute_dims(convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST)
         x = bb.emit(relax.op.permute_dims(x, FIRST))
         filters = relax.const(weight.astype(np.float32))
         padding, (strides, dilations) = list(window.padding), (window.strides, window.dilations)
