@@ -31,6 +31,7 @@ def converters(machine: Machine) -> dict[str, Converter]:
         """Float32 `inputs[0]` [N, C, H, W] by constant bfloat16 `inputs[1]` [O, C / group, kh, kw]."""
         x, weight = inputs[0], inputs[1].value.numpy()
         window, group = window_of(weight, attributes), int(attributes["group"])
+        pixels = math.prod(int(x.ty.shape[axis]) for axis in (0, 2, 3))
         x = bb.emit(relax.op.permute_dims(x, LAST))
         if isinstance(machine.bf16, Instruction) and group == 1:
 
@@ -40,7 +41,7 @@ def converters(machine: Machine) -> dict[str, Converter]:
             x = bb.emit_te(image, x, primfunc_name_hint="round_image")
             return relax.op.permute_dims(convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST)
         x = bb.emit_te(rounded, x, primfunc_name_hint="round_to_bfloat16", primfunc_attrs=_INJECTIVE)
-        if group == 1 and window == NO_WINDOW and math.prod(int(dim) for dim in x.ty.shape[:-1]) == 1:
+        if group == 1 and window == NO_WINDOW and pixels == 1:
             # One pixel takes as long as it takes to read the weights.
             return relax.op.permute_dims(convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST)
         x = bb.emit(relax.op.permute_dims(x, FIRST))

@@ -71,7 +71,7 @@ def _convolution(
     if group != 1:
         # Sums of so few products gain nothing from integers; in float32 they are exact up to 2^24.
         steps = _quantised(bb, Dot(), x, channels_first, levels, NO_WINDOW)
-        steps = steps if channels_first else bb.emit(relax.op.permute_dims(steps, FIRST))
+        steps = bb.emit(relax.op.permute_dims(steps, FIRST))
         filters = relax.const(weight.astype(np.float32))
         padding, (strides, dilations) = list(window.padding), (window.strides, window.dilations)
         sums = bb.emit(relax.op.nn.conv2d(steps, filters, strides, padding, dilations, group))
