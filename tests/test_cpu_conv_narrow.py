@@ -14,6 +14,8 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 import tvm
+from test_cpu_gemm import EMULATED_PAIRS, EMULATED_QUADS, expanded, fused, module_of
+from test_cpu_gemm import run as run_module
 from tvm import relax
 
 from lowerkit.graph.domain import add_function
@@ -31,8 +33,6 @@ from lowerkit.targets.cpu.kernels.gemm.machine import Machine, machine
 from lowerkit.targets.cpu.kernels.gemm.template import RUNS, expand
 from lowerkit.targets.cpu.program import Call, leaves
 from lowerkit.targets.cpu.target import CpuTarget
-from test_cpu_gemm import EMULATED_PAIRS, EMULATED_QUADS, expanded, fused, module_of
-from test_cpu_gemm import run as run_module
 
 OPERATORS = {"int8": CONV_INT8, "static": CONV_INT8_STATIC, "bf16": CONV_BF16}
 SCALE, ZERO = np.array(0.02, np.float32), np.array(117, np.uint8)
@@ -111,7 +111,9 @@ def graph_of(cases: list[Case]) -> ir.Model:
             tensor = ir.tensor(array, name=f"w{number}_{i}")
             kind = ir.TensorType(tensor.dtype)
             own.append(ir.Value(name=tensor.name, const_value=tensor, type=kind, shape=ir.Shape(array.shape)))
-        node = ir.node(OPERATORS[each.kind].name, [x, *own], each.window, domain="lowerkit", name=f"n{number}")
+        node = ir.node(
+            OPERATORS[each.kind].name, [x, *own], each.window, domain="lowerkit", name=f"n{number}"
+        )
         last = ir.node("HardSwish", [node.outputs[0]], name=f"h{number}")
         node.outputs[0].name, last.outputs[0].name = f"c{number}", f"y{number}"
         inputs, weights, nodes = [*inputs, x], [*weights, *own], [*nodes, node, last]
@@ -167,7 +169,9 @@ def test_every_window(
 
 
 def test_the_same_as_the_bodies(tmp_path: Path) -> None:
-    cases = [case(kind, name) for name in ("1x1, border", "3x3, uneven, 2 images", "groups") for kind in OPERATORS]
+    cases = [
+        case(kind, name) for name in ("1x1, border", "3x3, uneven, 2 images", "groups") for kind in OPERATORS
+    ]
     model = graph_of(cases)
     wanted = Reference(model.clone())({f"x{i}": each.x for i, each in enumerate(cases)})
     found = run(model, [each.x for each in cases], features.default_cpu(), tmp_path)

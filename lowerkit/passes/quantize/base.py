@@ -32,8 +32,8 @@ class LinearMethod(Method):
     """A method for MatMul by a constant matrix [K, N], or Conv by constant filters [O, I / group, kh, kw].
 
     Biases are Adds behind (`lowerkit.graph.linear` takes them out), and the operator's output is that of the product
-    alone. Asked for the whole family, a method leaves out what gains nothing: convolutions by channel, and those that sum
-    up fewer than 32 products, such as a first one over three colours.
+    alone. Asked for the whole family, a method leaves out what gains nothing: convolutions by channel, and those whose
+    sums are of fewer than 32 products, such as a first one over three colours.
     """
 
     family: ClassVar[str] = FAMILY
@@ -57,8 +57,9 @@ class LinearMethod(Method):
             return f"replaces {', '.join(sorted(self.functions))}, not {node.op_type}"
         if node.op_type != "Conv":
             return None
-        depth = math.prod(weight_of(node).shape[1:])
-        if depth < _FEW or (weight_of(node).shape[1] == 1 and node.attributes.get_int("group", 1) > 1):
+        _, channels, *kernel = weight_of(node).shape
+        depth = channels * math.prod(kernel)
+        if depth < _FEW or (channels == 1 and node.attributes.get_int("group", 1) > 1):
             return f"gains nothing where a sum is one of {depth} products"
         return None
 

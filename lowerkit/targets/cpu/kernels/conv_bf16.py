@@ -39,11 +39,15 @@ def converters(machine: Machine) -> dict[str, Converter]:
                 return bordered(x, window, machine.bf16, _bits, lambda _: tirx.const(0, "uint16"))
 
             x = bb.emit_te(image, x, primfunc_name_hint="round_image")
-            return relax.op.permute_dims(convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST)
+            return relax.op.permute_dims(
+                convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST
+            )
         x = bb.emit_te(rounded, x, primfunc_name_hint="round_to_bfloat16", primfunc_attrs=_INJECTIVE)
         if group == 1 and window == NO_WINDOW and pixels == 1:
             # One pixel takes as long as it takes to read the weights.
-            return relax.op.permute_dims(convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST)
+            return relax.op.permute_dims(
+                convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST
+            )
         x = bb.emit(relax.op.permute_dims(x, FIRST))
         filters = relax.const(weight.astype(np.float32))
         padding, (strides, dilations) = list(window.padding), (window.strides, window.dilations)

@@ -177,9 +177,12 @@ def _levels_of(bb: relax.BlockBuilder, x: relax.Expr, lanes: int) -> Levels:
             with loop(pieces) as p:
                 for index in range(3):
                     part = load(found, ((b * pieces + p) * 3 + index) * lanes, lanes)
-                    store(totals, combine[index](part, load(totals, index * lanes, lanes)), index * lanes, lanes)
+                    store(
+                        totals, combine[index](part, load(totals, index * lanes, lanes)), index * lanes, lanes
+                    )
             low, high, largest = (
-                across(T.bind(load(totals, index * lanes, lanes)), lanes, combine[index]) for index in range(3)
+                across(T.bind(load(totals, index * lanes, lanes)), lanes, combine[index])
+                for index in range(3)
             )
             step = T.bind((high - low) / f32(255))
             step = T.bind(tirx.Select(step == f32(0), f32(1), step))
