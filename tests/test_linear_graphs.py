@@ -115,16 +115,16 @@ def test_bad_requests_are_refused(text: str, words: str) -> None:
 
 
 def test_methods_run_on_the_cpu_target(tmp_path: Path) -> None:
-    """Convolutions, which have bodies alone, and products in one model, by an edited plan, against onnxruntime."""
+    """Convolutions, also in groups, and products in one model, by an edited plan, against onnxruntime."""
     text = """(float[2,3,6,5] x) => (float[2,8] y) {
         [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
         [c2] b = Conv <strides = [2, 1], group = 2> (a, w2)
-        [c3] c = Conv (b, w3)
+        [c3] c = Conv <pads = [1, 1, 1, 1]> (b, w3)
         f = Flatten (c)
         [m1] g = MatMul (f, v1)
         [m2] y = Gemm (g, v2, b2)
     }"""
-    shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (6, 2, 3, 2), "w3": (4, 6, 1, 1), "v1": (32, 32)}
+    shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (6, 2, 3, 2), "w3": (4, 6, 3, 3), "v1": (32, 32)}
     shapes |= {"v2": (32, 8), "b2": (8,)}
     rng = np.random.default_rng(0)
     weights = {
@@ -272,7 +272,7 @@ def trained() -> ir.Model:
     """A convolution and two normalisations, which hold the statistics of smooth images around 3 and -1."""
     text = """(float[1,2,16,16] x) => (float[1,4,1,1] y) {
         n = BatchNormalization (x, one, zero, mean0, variance0)
-        c = Conv <pads = [1, 1, 1, 1]> (n, w)
+        c = Conv <pads = [2, 2, 2, 2]> (n, w)
         m = BatchNormalization (c, scale, shift, mean1, variance1)
         r = Relu (m)
         d = Conv (r, v)
@@ -280,7 +280,7 @@ def trained() -> ir.Model:
     }"""
     rng = np.random.default_rng(0)
     arrays = {"one": np.ones(2), "zero": np.zeros(2), "scale": np.ones(4), "shift": np.zeros(4)}
-    arrays |= {"w": rng.normal(size=(4, 2, 3, 3)), "v": rng.normal(size=(4, 4, 1, 1))}
+    arrays |= {"w": rng.normal(size=(4, 2, 5, 5)), "v": rng.normal(size=(4, 4, 1, 1))}
     arrays |= {"mean0": np.array([3, -1]), "variance0": np.array([0.25, 4.0])}
     statistics = {"mean1": np.zeros(4), "variance1": np.ones(4)}
     weights = {name: np.asarray(a, np.float32) for name, a in (arrays | statistics).items()}
