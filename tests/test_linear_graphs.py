@@ -16,6 +16,7 @@ import lowerkit
 from lowerkit import api, pipeline
 from lowerkit.errors import LowerkitWarning, PlanError
 from lowerkit.graph.canonicalise import canonicalise
+from lowerkit.passes import registry
 from lowerkit.passes.quantize.mixed import Mixed
 from lowerkit.passes.quantize.qdq import use_integers
 from lowerkit.pipeline import Lowering, Stages
@@ -149,6 +150,23 @@ def test_methods_run_on_the_cpu_target(tmp_path: Path) -> None:
     (found,) = made.run({"x": x}).values()
     (wanted,) = Reference(made.model("lowered.onnx"))({"x": x}).values()
     assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_convolutions_that_gain_nothing_are_spared() -> None:
+    text = """(float[1,4,9,9] x) => (float[1,4,3,3] y) {
+        [long] a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        [short] b = Conv (a, w2)
+        [channels] y = Conv <group = 4> (b, w3)
+    }"""
+    shapes = {"w1": (4, 4, 3, 3), "w2": (4, 4, 1, 1), "w3": (4, 1, 7, 7)}
+    model = parse(text, **{name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+    for name in ("int8", "int8-static", "bf16"):
+        spared = {node.name: registry.make("linear", name, {}).spares(node) for node in model.graph}
+        assert spared == {
+            "long": None,
+            "short": "gains nothing where a sum is one of 4 products",
+            "channels": "gains nothing where a sum is one of 49 products",
+        }
 
 
 QDQ = """(float[2,3,6,5] x) => (float[2,7] y) {
