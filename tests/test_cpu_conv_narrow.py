@@ -30,7 +30,8 @@ from lowerkit.targets.cpu.importer import import_model
 from lowerkit.targets.cpu.kernels import conv_bf16, conv_int8, converters
 from lowerkit.targets.cpu.kernels.gemm.dots import BF16_PAIRS, PLAIN_INT8, QUADS
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine, machine
-from lowerkit.targets.cpu.kernels.gemm.template import RUNS, expand
+from lowerkit.targets.cpu.kernels.gemm.runs import RUNS
+from lowerkit.targets.cpu.kernels.gemm.template import expand
 from lowerkit.targets.cpu.program import Call, leaves
 from lowerkit.targets.cpu.target import CpuTarget
 

@@ -20,7 +20,8 @@ from lowerkit.targets.cpu.kernels.gemm.dots import Dot
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.operators import FUSABLE, product
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
-from lowerkit.targets.cpu.kernels.gemm.template import KIND, RUNS, Runs
+from lowerkit.targets.cpu.kernels.gemm.runs import RUNS, Runs
+from lowerkit.targets.cpu.kernels.gemm.template import KIND
 
 #: The permutations of four axes that move the channels to the end, and back.
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]

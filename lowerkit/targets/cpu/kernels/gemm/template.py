@@ -15,7 +15,6 @@ for each panel.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,12 +29,11 @@ from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_in
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.microkernel import Tile, reduction
 from lowerkit.targets.cpu.kernels.gemm.panels import Run, even, layout, tallest
+from lowerkit.targets.cpu.kernels.gemm.runs import Runs
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 
 #: The annotation of a product's block: its kind, as `Machine.dot` knows it.
 KIND = "lowerkit.gemm"
-#: The annotation of a product whose rows lie in an image: see `Runs`.
-RUNS = "lowerkit.gemm_runs"
 #: Multiplications below which the start of threads costs more than they save.
 PARALLEL_FROM = 1 << 20
 #: Bytes of the left operand that stay in a second-level cache while all panels go by.
@@ -53,45 +51,6 @@ def expand(function: tirx.PrimFunc, machine: Machine) -> tirx.PrimFunc | None:
     except NotApplicable:
         return None
     return function.with_body(template.loops())
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Rows of the left operand out of an image [N, H, W * channels]: the windows of a convolution.
-
-    Attributes:
-        length: elements of a run, which lie side by side.
-        columns: runs side by side in the image; the runs of a row of it follow each other.
-        strides: from a window to the next one, by axis of the image (rows, elements).
-        dilations: from a run to the next one, likewise.
-    """
-
-    length: int
-    columns: int
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-
-    def place(self, window: Sequence[Expr], k: Expr) -> list[Expr]:
-        """The indices of element `k`, or of a ramp of elements of one run, of a window [image, row, column]."""
-        first, count = (k.base, int(k.lanes)) if isinstance(k, tirx.Ramp) else (k, 1)
-        run, within = tirx.floordiv(first, self.length), tirx.floormod(first, self.length)
-        row = tirx.floordiv(run, self.columns) * self.dilations[0]
-        column = tirx.floormod(run, self.columns) * self.dilations[1]
-        b, i, j = window
-        at = j * self.strides[1] + column + within
-        return [b, i * self.strides[0] + row, ramp(at, count)]
-
-    def annotation(self) -> list[int]:
-        """As an attribute of a block."""
-        return [self.length, self.columns, *self.strides, *self.dilations]
-
-    @classmethod
-    def of(cls, block: s_tir.SBlock) -> Runs | None:
-        """What an attribute of a block says, if there is one."""
-        if RUNS not in block.annotations:
-            return None
-        length, columns, *steps = (int(number) for number in block.annotations[RUNS])
-        return cls(length, columns, (steps[0], steps[1]), (steps[2], steps[3]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +87,7 @@ class _Template:
     def loops(self) -> tirx.Stmt:
         """The whole function's body."""
         tiles, panels = (runs[-1].first + runs[-1].count for runs in (self.tiles, self.layout.runs))
-        blocks = max(1, round(math.prod(map(int, self.left.shape)) // self.batch * 4 / _BLOCK))
+        blocks = max(1, round(self.rows * self.depth * 4 / _BLOCK))
         in_block = -(-tiles // blocks)
         blocks = -(-tiles // in_block)
         task, t, p, b, rest = (self._variable(n) for n in ("task", "row_tile", "panel", "batch", "rest"))
