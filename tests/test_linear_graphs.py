@@ -16,6 +16,7 @@ import lowerkit
 from lowerkit import api, pipeline
 from lowerkit.errors import LowerkitWarning, PlanError
 from lowerkit.graph.canonicalise import canonicalise
+from lowerkit.passes import registry
 from lowerkit.passes.quantize.mixed import Mixed
 from lowerkit.passes.quantize.qdq import use_integers
 from lowerkit.pipeline import Lowering, Stages
@@ -115,16 +116,16 @@ def test_bad_requests_are_refused(text: str, words: str) -> None:
 
 
 def test_methods_run_on_the_cpu_target(tmp_path: Path) -> None:
-    """Convolutions, which have bodies alone, and products in one model, by an edited plan, against onnxruntime."""
+    """Convolutions, also in groups, and products in one model, by an edited plan, against onnxruntime."""
     text = """(float[2,3,6,5] x) => (float[2,8] y) {
         [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
         [c2] b = Conv <strides = [2, 1], group = 2> (a, w2)
-        [c3] c = Conv (b, w3)
+        [c3] c = Conv <pads = [1, 1, 1, 1]> (b, w3)
         f = Flatten (c)
         [m1] g = MatMul (f, v1)
         [m2] y = Gemm (g, v2, b2)
     }"""
-    shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (6, 2, 3, 2), "w3": (4, 6, 1, 1), "v1": (32, 32)}
+    shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (6, 2, 3, 2), "w3": (4, 6, 3, 3), "v1": (32, 32)}
     shapes |= {"v2": (32, 8), "b2": (8,)}
     rng = np.random.default_rng(0)
     weights = {
@@ -149,6 +150,23 @@ def test_methods_run_on_the_cpu_target(tmp_path: Path) -> None:
     (found,) = made.run({"x": x}).values()
     (wanted,) = Reference(made.model("lowered.onnx"))({"x": x}).values()
     assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_convolutions_that_gain_nothing_are_spared() -> None:
+    text = """(float[1,4,9,9] x) => (float[1,4,3,3] y) {
+        [long] a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        [short] b = Conv (a, w2)
+        [channels] y = Conv <group = 4> (b, w3)
+    }"""
+    shapes = {"w1": (4, 4, 3, 3), "w2": (4, 4, 1, 1), "w3": (4, 1, 7, 7)}
+    model = parse(text, **{name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+    for name in ("int8", "int8-static", "bf16"):
+        spared = {node.name: registry.make("linear", name, {}).spares(node) for node in model.graph}
+        assert spared == {
+            "long": None,
+            "short": "gains nothing where a sum is one of 4 products",
+            "channels": "gains nothing where a sum is one of 49 products",
+        }
 
 
 QDQ = """(float[2,3,6,5] x) => (float[2,7] y) {
@@ -272,7 +290,7 @@ def trained() -> ir.Model:
     """A convolution and two normalisations, which hold the statistics of smooth images around 3 and -1."""
     text = """(float[1,2,16,16] x) => (float[1,4,1,1] y) {
         n = BatchNormalization (x, one, zero, mean0, variance0)
-        c = Conv <pads = [1, 1, 1, 1]> (n, w)
+        c = Conv <pads = [2, 2, 2, 2]> (n, w)
         m = BatchNormalization (c, scale, shift, mean1, variance1)
         r = Relu (m)
         d = Conv (r, v)
@@ -280,7 +298,7 @@ def trained() -> ir.Model:
     }"""
     rng = np.random.default_rng(0)
     arrays = {"one": np.ones(2), "zero": np.zeros(2), "scale": np.ones(4), "shift": np.zeros(4)}
-    arrays |= {"w": rng.normal(size=(4, 2, 3, 3)), "v": rng.normal(size=(4, 4, 1, 1))}
+    arrays |= {"w": rng.normal(size=(4, 2, 5, 5)), "v": rng.normal(size=(4, 4, 1, 1))}
     arrays |= {"mean0": np.array([3, -1]), "variance0": np.array([0.25, 4.0])}
     statistics = {"mean1": np.zeros(4), "variance1": np.ones(4)}
     weights = {name: np.asarray(a, np.float32) for name, a in (arrays | statistics).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from lowerkit.passes.quantize.windows import convolve
 FAMILY = "linear"
 #: Steps of an activation, and of a weight on either side of 0.
 ACTIVATION_STEPS, WEIGHT_STEPS = 255, 127
+#: Products of a sum, below which narrow operands of a Conv gain less than it takes to make them.
+_FEW = 32
 #: The least step: a normal float32, by which hardware that flushes others to 0 can divide too.
 SMALLEST = 2.0**-126
 
@@ -29,7 +32,8 @@ class LinearMethod(Method):
     """A method for MatMul by a constant matrix [K, N], or Conv by constant filters [O, I / group, kh, kw].
 
     Biases are Adds behind (`lowerkit.graph.linear` takes them out), and the operator's output is that of the product
-    alone.
+    alone. Asked for the whole family, a method leaves out what gains nothing: convolutions by channel, and those whose
+    sums are of fewer than 32 products, such as a first one over three colours.
     """
 
     family: ClassVar[str] = FAMILY
@@ -48,9 +52,15 @@ class LinearMethod(Method):
         return is_linear(node)
 
     def spares(self, node: ir.Node) -> str | None:
-        """Operators that the method has nothing for."""
+        """Operators that the method has nothing for, and convolutions of few products to a sum."""
         if node.op_type not in self.functions:
             return f"replaces {', '.join(sorted(self.functions))}, not {node.op_type}"
+        if node.op_type != "Conv":
+            return None
+        _, channels, *kernel = weight_of(node).shape
+        depth = channels * math.prod(kernel)
+        if depth < _FEW or (channels == 1 and node.attributes.get_int("group", 1) > 1):
+            return f"gains nothing where a sum is one of {depth} products"
         return None
 
     def refuses(self, node: ir.Node) -> str | None:

@@ -40,6 +40,9 @@ class Int8(IntegerLinear):
 
     Errors of different k have random signs: the usual error is smaller by about the square root of K. No data is
     needed. A row with a NaN or an infinity gives NaN throughout.
+
+    Asked for all linear layers, convolutions by channel and those with sums of fewer than 32 products are kept: they
+    gain nothing.
     """
 
     name: ClassVar[str] = "int8"

@@ -25,7 +25,8 @@ from lowerkit.passes.quantize.int8 import ERROR
 class Int8Static(IntegerLinear):
     """Weights in 8 bits per output channel, activations in 8 bits with one calibrated step for the whole tensor.
 
-    As method `int8`, but s and z are constants: `scale` and `zero_point`, from a range [lo, hi] that contains 0,
+    As method `int8`, for the same layers, but s and z are constants: `scale` and `zero_point`, from a range [lo, hi]
+    that contains 0,
 
         s = (hi - lo) / 255,    z = clip(round(-lo / s), 0, 255),
 

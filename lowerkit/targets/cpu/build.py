@@ -205,6 +205,7 @@ def _fused(cpu: str) -> tvm.transform.Pass:
         [
             ChannelsLast(cpu),
             FoldViews(),
+            t.CanonicalizeBindings(),  # nothing is fused across a second name of a value
             relax.backend.DispatchSortScan(),  # CumSum
             t.LegalizeOps({"relax.matmul": matmul(machine(cpu))}),
             t.EliminateCommonSubexpr(),  # products of one tensor quantise it once

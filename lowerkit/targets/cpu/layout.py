@@ -50,12 +50,22 @@ class ChannelsLast:
 
 
 def _convolves(function: tvm.ir.BaseFunc) -> bool:
-    """Whether there is an image to speak of."""
-    return any(
-        getattr(getattr(binding.value, "op", None), "name", "").startswith("relax.nn.conv2d")
+    """Whether there is an image to speak of: a convolution, or what has its channels last and is to have them first."""
+    bindings = (
+        binding.value
         for block in (function.body.blocks if isinstance(function, relax.Function) else ())
         for binding in block.bindings
     )
+    return any(
+        name.startswith("relax.nn.conv2d") or (name == "relax.permute_dims" and _axes(call) == first(4))
+        for call in bindings
+        for name in [getattr(getattr(call, "op", None), "name", "")]
+    )
+
+
+def _axes(call: relax.Call) -> list[int] | None:
+    """How a permutation permutes, where that is given."""
+    return None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]
 
 
 def last(rank: int) -> list[int]:
@@ -95,10 +105,10 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
 
     def _asks_for_twin(self, call: relax.Call) -> bool:
         """Whether `call` moves the channels of a value to the end, where that is known already."""
-        if getattr(call.op, "name", "") != "relax.permute_dims" or call.attrs.axes is None:
+        if getattr(call.op, "name", "") != "relax.permute_dims":
             return False
-        axes, arg = [int(axis) for axis in call.attrs.axes], call.args[0]
-        return isinstance(arg, relax.Var) and arg in self.twins and axes == last(len(axes))
+        axes, arg = _axes(call), call.args[0]
+        return isinstance(arg, relax.Var) and arg in self.twins and axes == last(len(axes or ()))
 
     def visit_dataflow_var_(self, variable: relax.Var) -> relax.Expr:
         """The value in its original order."""
@@ -182,9 +192,9 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
     def _permute(self, call: relax.Call) -> relax.Expr | None:
         """One whose result's twin is its argument, or its argument's twin with the axes permuted otherwise."""
         arg, rank = call.args[0], len(_shape(call))
-        if call.attrs.axes is None or rank < 3:
+        axes = _axes(call)
+        if axes is None or rank < 3:
             return None
-        axes = [int(axis) for axis in call.attrs.axes]
         if axes == first(rank):
             return self.visit_expr(arg)
         if not isinstance(arg, relax.Var) or arg not in self.twins or axes == last(rank):

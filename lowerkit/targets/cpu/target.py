@@ -34,6 +34,8 @@ class CpuTarget(Target):
     native = frozenset(
         {
             "ConvBf16",
+            "ConvInt8",
+            "ConvInt8Static",
             "MatMulBf16",
             "MatMulInt8",
             "MatMulInt8Static",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lowerkit.targets.cpu.importer import Converter
+from lowerkit.targets.cpu.kernels import conv_bf16, conv_int8
 from lowerkit.targets.cpu.kernels.attention import fused_attention
 from lowerkit.targets.cpu.kernels.bfloat16 import cast
-from lowerkit.targets.cpu.kernels.conv_bf16 import conv_bf16
 from lowerkit.targets.cpu.kernels.extremes import reduce_max, reduce_min
 from lowerkit.targets.cpu.kernels.gather import gather
 from lowerkit.targets.cpu.kernels.gemm import machine, operators
@@ -21,7 +21,6 @@ from lowerkit.targets.cpu.kernels.unified_softmax import unified_max_softmax
 #: domain `lowerkit`.
 CONVERTERS: dict[str, Converter] = {
     "Cast": cast,
-    "ConvBf16": conv_bf16,
     "FusedAttention": fused_attention,
     "Gather": gather,
     "HardSwish": hard_swish,
@@ -41,5 +40,11 @@ CONVERTERS: dict[str, Converter] = {
 
 
 def converters(cpu: str) -> dict[str, Converter]:
-    """All kernels, those of matrix products for processor `cpu`."""
-    return {**CONVERTERS, **operators.converters(machine.machine(cpu))}
+    """All kernels, those of matrix products and of convolutions in few bits for processor `cpu`."""
+    kind = machine.machine(cpu)
+    return {
+        **CONVERTERS,
+        **operators.converters(kind),
+        **conv_bf16.converters(kind),
+        **conv_int8.converters(kind),
+    }

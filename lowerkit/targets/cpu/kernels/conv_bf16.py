@@ -1,40 +1,61 @@
-"""lowerkit::ConvBf16: a float32 convolution of numbers that are rounded to bfloat16.
+"""lowerkit::ConvBf16: convolutions of numbers that are rounded to bfloat16, summed in float32.
 
-Products of two bfloat16 are exact in float32, so rounding the operands is all there is to it; the convolution itself
-is the float32 one.
+Where the processor multiplies bfloat16, these are products of narrow numbers. Elsewhere, as products of two bfloat16
+are exact in float32, rounding the operands is all there is to it: the convolution is the float32 one.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
+from tvm.ir import Expr
 
-from lowerkit.targets.cpu.kernels.bfloat16 import rounded
-from lowerkit.targets.cpu.layout import first, last
+from lowerkit.targets.cpu.importer import Converter
+from lowerkit.targets.cpu.kernels.bfloat16 import nearest, rounded
+from lowerkit.targets.cpu.kernels.conv_narrow import FIRST, LAST, NO_WINDOW, bordered, convolve, window_of
+from lowerkit.targets.cpu.kernels.gemm.dots import Instruction
+from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 
-_CONVOLUTIONS = {3: relax.op.nn.conv1d, 4: relax.op.nn.conv2d, 5: relax.op.nn.conv3d}
-
-
-def conv_bf16(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]) -> relax.Expr:
-    """Float32 `inputs[0]` [N, C, ...], rounded, convolved by constant bfloat16 `inputs[1]` [O, C / group, ...]."""
-    x, w = inputs
-    rank = len(x.ty.shape)
-    window = {name: [int(n) for n in attributes[name]] for name in ("strides", "pads", "dilations")}
-    return _CONVOLUTIONS[rank](
-        _rounded(bb, x, rank),
-        relax.const(w.value.numpy().astype(np.float32)),
-        window["strides"],
-        window["pads"],
-        window["dilations"],
-        int(attributes["group"]),
-    )
+#: TVM's OpPatternKind of what is fused with other elementwise operators, but not into a convolution: that one's tile
+#: has no registers left for the constants.
+_INJECTIVE = {"op_pattern": 2}
 
 
-def _rounded(bb: relax.BlockBuilder, x: relax.Expr, rank: int) -> relax.Expr:
-    """`x` rounded with its channels last, where an image that has them so already needs no move."""
-    moved = bb.emit(relax.op.permute_dims(x, last(rank)))
-    return bb.emit(
-        relax.op.permute_dims(bb.emit_te(rounded, moved, primfunc_name_hint="round_to_bfloat16"), first(rank))
-    )
+def converters(machine: Machine) -> dict[str, Converter]:
+    """The operator of the domain `lowerkit` -> its kernel."""
+
+    def conv(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]) -> relax.Expr:
+        """Float32 `inputs[0]` [N, C, H, W] by constant bfloat16 `inputs[1]` [O, C / group, kh, kw]."""
+        x, weight = inputs[0], inputs[1].value.numpy()
+        window, group = window_of(weight, attributes), int(attributes["group"])
+        pixels = math.prod(int(x.ty.shape[axis]) for axis in (0, 2, 3))
+        x = bb.emit(relax.op.permute_dims(x, LAST))
+        if isinstance(machine.bf16, Instruction) and group == 1:
+
+            def image(x: te.Tensor) -> te.Tensor:
+                return bordered(x, window, machine.bf16, _bits, lambda _: tirx.const(0, "uint16"))
+
+            x = bb.emit_te(image, x, primfunc_name_hint="round_image")
+            return relax.op.permute_dims(
+                convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST
+            )
+        x = bb.emit_te(rounded, x, primfunc_name_hint="round_to_bfloat16", primfunc_attrs=_INJECTIVE)
+        if group == 1 and window == NO_WINDOW and pixels == 1:
+            # One pixel takes as long as it takes to read the weights.
+            return relax.op.permute_dims(
+                convolve(bb, machine, "bf16", x, weight.view(np.uint16), window), FIRST
+            )
+        x = bb.emit(relax.op.permute_dims(x, FIRST))
+        filters = relax.const(weight.astype(np.float32))
+        padding, (strides, dilations) = list(window.padding), (window.strides, window.dilations)
+        return relax.op.nn.conv2d(x, filters, strides, padding, dilations, group)
+
+    return {"ConvBf16": conv}
+
+
+def _bits(_: Expr, value: Expr) -> Expr:
+    """The bfloat16 nearest to a float32, as uint16."""
+    return (nearest(value) >> tirx.const(16, "uint32")).astype("uint16")

@@ -78,12 +78,14 @@ def call_kernel(
     arguments: Sequence[relax.Expr],
     shape: Sequence[int],
     body: Callable[..., None],
+    results: int = 1,
 ) -> relax.Expr:
     """A call of a new function whose statements `body` writes.
 
     Args:
-        arguments: tensors of static shape; `body` gets a buffer for each, and one for the result.
-        shape: of the result, float32.
+        arguments: tensors of static shape; `body` gets a buffer for each, and one for each result.
+        shape: of a result, float32.
+        results: how many there are; more than one are a tuple.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
@@ -92,15 +94,19 @@ def call_kernel(
             T.arg(f"a{index}", T.buffer([int(dim) for dim in x.ty.shape], str(x.ty.dtype.dtype)))
             for index, x in enumerate(arguments)
         ]
-        out = T.arg("out", T.buffer(list(shape), "float32"))
+        outs = [
+            T.arg("out" if results == 1 else f"out{index}", T.buffer(list(shape), "float32"))
+            for index in range(results)
+        ]
         with T.sblock("root"):  # a pass of TVM's that looks for reshapes wants one
             T.reads([])
             T.writes([])
-            body(*buffers, out)
+            body(*buffers, *outs)
     # A branch of an If has a builder of its own, which does not know the others' names.
     function: tirx.PrimFunc = builder.get().without_attr("global_symbol")
     variable = bb.add_func(function, name)
-    return bb.emit(relax.call_tir(variable, list(arguments), out_ty=relax.TensorType(list(shape), "float32")))
+    types = [relax.TensorType(list(shape), "float32")] * results
+    return bb.emit(relax.call_tir(variable, list(arguments), out_ty=types[0] if results == 1 else types))
 
 
 def f32(value: float) -> Expr:

@@ -19,7 +19,7 @@ from lowerkit.targets.cpu.kernels.gemm.quantise import quantise_rows, quantise_w
 from lowerkit.targets.cpu.kernels.gemm.template import KIND
 
 #: That a function's result may be taken by elementwise operators in the same function: kOutEWiseFusable.
-_FUSABLE = {"op_pattern": 4}
+FUSABLE = {"op_pattern": 4}
 
 
 def matmul(machine: Machine) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:
@@ -80,7 +80,7 @@ def product(
         return te.compute([*lead, width], sums, name="gemm", attrs={KIND: kind})
 
     name = f"gemm_{kind.replace('-', '_')}"
-    return bb.normalize(bb.call_te(dense, x, *constants, primfunc_name_hint=name, primfunc_attrs=_FUSABLE))
+    return bb.normalize(bb.call_te(dense, x, *constants, primfunc_name_hint=name, primfunc_attrs=FUSABLE))
 
 
 def _product_of_activations(bb: relax.BlockBuilder, x: relax.Expr, y: relax.Expr) -> relax.Expr:
@@ -96,7 +96,7 @@ def _product_of_activations(bb: relax.BlockBuilder, x: relax.Expr, y: relax.Expr
             attrs={KIND: "float32"},
         )
 
-    return bb.call_te(batched, x, y, primfunc_name_hint="gemm", primfunc_attrs=_FUSABLE)
+    return bb.call_te(batched, x, y, primfunc_name_hint="gemm", primfunc_attrs=FUSABLE)
 
 
 Converter = Callable[[relax.BlockBuilder, list[relax.Expr], dict[str, Any]], relax.Expr | None]

@@ -33,6 +33,7 @@ from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.microkernel import Ahead, Tile, reduction
 from lowerkit.targets.cpu.kernels.gemm.panels import Run, even, layout, tallest
 from lowerkit.targets.cpu.kernels.gemm.prefetch import DEFINITION, prefetch
+from lowerkit.targets.cpu.kernels.gemm.runs import Runs
 from lowerkit.targets.cpu.schedules.blocks import NotApplicable, leaf_blocks
 
 #: The annotation of a product's block: its kind, as `Machine.dot` knows it.
@@ -76,8 +77,11 @@ class _Template:
         # Without panels, every element of a batch has a right operand of its own.
         self.batch = 1 if self.packed else math.prod(self.lead[:-1])
         self.rows = math.prod(self.lead) // self.batch
-        self.depth = int(self.left.shape[-1])
+        self.runs = Runs.of(block)
+        self.depth = int(self.left.shape[-1] if self.runs is None else block.iter_vars[-1].dom.extent)
         self.groups = int(self.scales.shape[0]) if self.scales is not None else 1
+        if self.runs is not None:
+            self.groups = self.depth // self.runs.length
         kind = str(block.annotations[KIND])
         self.layout = layout(machine, kind, self.rows, self.depth, self.width, self.groups)
         self.dot, self.lanes = self.layout.dot, machine.lanes
@@ -157,7 +161,9 @@ class _Template:
         start = self.layout.start(columns.origin, p)
 
         def left(i: int) -> Row:
-            place = self._indices(first_row + i)
+            place, runs = self._indices(first_row + i), self.runs
+            if runs is not None:
+                return lambda k: tirx.BufferLoad(self.left, runs.place(place, k))
             return lambda k: tirx.BufferLoad(self.left, [*place, k])
 
         def right(j: int, step: Expr) -> Load:
