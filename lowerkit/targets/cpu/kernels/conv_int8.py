@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
@@ -21,6 +20,7 @@ from lowerkit.targets.cpu.kernels.conv import Window
 from lowerkit.targets.cpu.kernels.conv_narrow import FIRST, LAST, NO_WINDOW, bordered, convolve, window_of
 from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Instruction
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
+from lowerkit.targets.cpu.kernels.gemm.operators import constant
 from lowerkit.targets.cpu.kernels.vectors import across, call_kernel, f32, flat, load, loop, store
 
 #: Elements that one task looks through for the extremes of an image.
@@ -35,13 +35,13 @@ def converters(machine: Machine) -> dict[str, Converter]:
     """Operators of the domain `lowerkit` -> their kernels."""
 
     def int8(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]) -> relax.Expr:
-        x, w, w_scale = inputs[0], _array(inputs[1]), _array(inputs[2])
+        x, w, w_scale = inputs[0], constant(inputs[1]), constant(inputs[2])
         x, channels_first = _image(bb, x, machine)
         levels = _levels_of(bb, x, machine.lanes)
         return _convolution(bb, machine, x, channels_first, levels, w, w_scale, attributes)
 
     def static(bb: relax.BlockBuilder, inputs: list[relax.Expr], attributes: dict[str, Any]) -> relax.Expr:
-        scale, zero, w, w_scale = map(_array, inputs[1:])
+        scale, zero, w, w_scale = map(constant, inputs[1:])
         x, channels_first = _image(bb, inputs[0], machine)
         levels = [relax.const(np.asarray(level, np.float32).reshape(1, 1, 1, 1)) for level in (scale, zero)]
         return _convolution(bb, machine, x, channels_first, levels, w, w_scale, attributes)
@@ -206,10 +206,3 @@ def _larger(a: Expr, b: Expr) -> Expr:
 def _all(number: int, lanes: int) -> Expr:
     value = tirx.const(number, "int32")
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
-
-
-def _array(value: relax.Expr) -> np.ndarray:
-    if not isinstance(value, tvm.ir.GenericConst):
-        raise ValueError("its weights or scales are not constant")
-    array: np.ndarray = value.value.numpy()
-    return array

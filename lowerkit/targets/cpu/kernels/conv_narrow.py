@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from lowerkit.targets.cpu.kernels.conv import Window
-from lowerkit.targets.cpu.kernels.gemm.dots import Dot
+from lowerkit.targets.cpu.kernels.gemm.dots import Dot, widened
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.operators import FUSABLE, product
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
@@ -91,7 +91,7 @@ def convolve(
         def sums(b: Expr, i: Expr, j: Expr, o: Expr) -> Expr:
             left = image(*runs.place([b, i, j], k.var))
             if str(image.dtype) == "uint16":
-                left = tirx.reinterpret("float32", left.astype("uint32") << tirx.const(16, "uint32"))
+                left = widened(left)
             return te.sum(left.astype(where.dot.sum) * where.element(panels, k.var, o), axis=k)
 
         attributes = {KIND: kind, RUNS: runs.annotation()}

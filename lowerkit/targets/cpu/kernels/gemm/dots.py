@@ -169,6 +169,19 @@ define {words} @lowerkit_pmaddwd({words} %c, {words} %a, {words} %b) {{
     )
 
 
+def _adding(function: str, intrinsic: str, sums: str, narrow: str) -> str:
+    """`function` of an instruction of AVX-512 that adds products of vectors `narrow` to `sums`."""
+    words = "<16 x i32>"
+    return f"""
+declare {sums} @llvm.x86.{intrinsic}({sums}, {narrow}, {narrow})
+define {sums} @{function}({sums} %c, {words} %a, {words} %b) {{
+  %x = bitcast {words} %a to {narrow}
+  %y = bitcast {words} %b to {narrow}
+  %s = call {sums} @llvm.x86.{intrinsic}({sums} %c, {narrow} %x, {narrow} %y)
+  ret {sums} %s
+}}"""
+
+
 #: uint8 by int8 with AVX-512 VNNI's `vpdpbusd`: four products a lane, exact in int32.
 QUADS = Instruction(
     step=4,
@@ -176,14 +189,7 @@ QUADS = Instruction(
     panel="int8",
     row="uint8",
     function="lowerkit_vpdpbusd",
-    llvm="""
-declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
-define <16 x i32> @lowerkit_vpdpbusd(<16 x i32> %c, <16 x i32> %a, <16 x i32> %b) {
-  %x = bitcast <16 x i32> %a to <64 x i8>
-  %y = bitcast <16 x i32> %b to <64 x i8>
-  %s = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %c, <64 x i8> %x, <64 x i8> %y)
-  ret <16 x i32> %s
-}""",
+    llvm=_adding("lowerkit_vpdpbusd", "avx512.vpdpbusd.512", "<16 x i32>", "<64 x i8>"),
 )
 
 #: bfloat16 by bfloat16 with AVX-512 BF16's `vdpbf16ps`: two products a lane, subnormal numbers taken for 0.
@@ -192,14 +198,7 @@ BF16_PAIRS = Instruction(
     row="uint16",
     sum="float32",
     function="lowerkit_vdpbf16ps",
-    llvm="""
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define <16 x float> @lowerkit_vdpbf16ps(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) {
-  %x = bitcast <16 x i32> %a to <32 x bfloat>
-  %y = bitcast <16 x i32> %b to <32 x bfloat>
-  %s = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
-  ret <16 x float> %s
-}""",
+    llvm=_adding("lowerkit_vdpbf16ps", "avx512bf16.dpbf16ps.512", "<16 x float>", "<32 x bfloat>"),
 )
 
 #: int16 by int16 without an instruction for it.

@@ -12,7 +12,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr, Op
 
 from lowerkit.targets.cpu.kernels.bfloat16 import nearest
-from lowerkit.targets.cpu.kernels.gemm.dots import Instruction
+from lowerkit.targets.cpu.kernels.gemm.dots import Instruction, widened
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
 from lowerkit.targets.cpu.kernels.gemm.quantise import quantise_rows, quantise_with
@@ -71,7 +71,7 @@ def product(
             *row, column = place
             left = x(*row, k)
             if str(x.dtype) == "uint16":
-                left = tirx.reinterpret("float32", left.astype("uint32") << tirx.const(16, "uint32"))
+                left = widened(left)
             right = where.element(panels, k, column)
             for s in scales:
                 right = right * s[tirx.floordiv(k, where.group), column]
@@ -106,24 +106,24 @@ def converters(machine: Machine) -> dict[str, Converter]:
     """Operators of the domain `lowerkit` -> their kernels."""
 
     def bf16(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:
-        x, weight = inputs[0], _array(inputs[1])
+        x, weight = inputs[0], constant(inputs[1])
         return product(bb, machine, "bf16", _rounded(bb, machine, x), weight.view(np.uint16))
 
     def weight_int8(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:
-        x, weight, scale = inputs[0], _array(inputs[1]), inputs[2]
+        x, weight, scale = inputs[0], constant(inputs[1]), inputs[2]
         return bb.normalize(relax.op.multiply(product(bb, machine, "weight-int8", x, weight), scale))
 
     def weight_int4(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:
-        x, weight, scale = inputs[0], _array(inputs[1]), _array(inputs[2])
+        x, weight, scale = inputs[0], constant(inputs[1]), constant(inputs[2])
         return product(bb, machine, "weight-int4", x, weight, scale)
 
     def int8(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:
-        x, weight, w_scale = inputs[0], _array(inputs[1]), inputs[2]
+        x, weight, w_scale = inputs[0], constant(inputs[1]), inputs[2]
         q, scale, zero = quantise_rows(bb, machine.int8, machine.lanes, x)
         return _scaled(bb, machine, q, scale, zero, weight, w_scale)
 
     def int8_static(bb: relax.BlockBuilder, inputs: list[relax.Expr], _: dict[str, Any]) -> relax.Expr:
-        x, x_scale, x_zero, weight, w_scale = *inputs[:3], _array(inputs[3]), inputs[4]
+        x, x_scale, x_zero, weight, w_scale = *inputs[:3], constant(inputs[3]), inputs[4]
         q = quantise_with(bb, machine.int8, x, x_scale, x_zero)
         return _scaled(bb, machine, q, x_scale, relax.op.astype(x_zero, "int32"), weight, w_scale)
 
@@ -178,9 +178,10 @@ def _rounded(bb: relax.BlockBuilder, machine: Machine, x: relax.Expr) -> relax.E
     return bb.emit_te(rounded, x, primfunc_name_hint="to_bf16")
 
 
-def _array(value: relax.Expr) -> np.ndarray:
+def constant(value: relax.Expr) -> np.ndarray:
+    """The numbers of weights or scales. Raises ValueError where they are computed."""
     if not isinstance(value, tvm.ir.GenericConst):
-        raise ValueError("its weights are not constant")
+        raise ValueError("its weights or scales are not constant")
     array: np.ndarray = value.value.numpy()
     return array
 
