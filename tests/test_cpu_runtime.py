@@ -21,7 +21,7 @@ from tvm.script import tirx as T
 
 from lowerkit.errors import DataError
 from lowerkit.reference import Reference
-from lowerkit.targets.cpu import arena, build, c_source
+from lowerkit.targets.cpu import arena, build, c_source, features
 from lowerkit.targets.cpu.arena import Lifetime
 from lowerkit.targets.cpu.importer import import_model
 from lowerkit.targets.cpu.kernels import CONVERTERS
@@ -361,7 +361,8 @@ def test_the_c_example_runs_the_library_alone(mixed: ir.Model, tmp_path: Path) -
 
 
 def test_the_c_code_is_clean_under_sanitizers(mixed: ir.Model, tmp_path: Path) -> None:
-    program, kernels = build.lower(import_model(mixed.clone(), CONVERTERS), "x86-64-v2")
+    with tvm.target.Target(features.tvm_target("x86-64-v2")):
+        program, kernels = build.lower(import_model(mixed.clone(), CONVERTERS), "x86-64-v2")
     inputs = [("x", "float32", [7, 49]), ("i", "int64", [3])]
     outputs = [("v", "float32", [7, 5]), ("j", "int64", [7, 5]), ("t", "float32", [3, 47])]
     keys = ("name", "dtype", "shape")
