@@ -3,7 +3,7 @@
     pip install -c constraints.txt -e '.[bench]'
     python -m benchmarks.cpu --idle --json build/cpu-speed.json --markdown docs/cpu-speed.md
 
-Six models with `--rounds 8` take 14 minutes; `--idle` refuses to start on a machine that is not idle; `--quick`
+Its seven models with `--rounds 8` take 13 minutes; `--idle` refuses to start on a machine that is not idle; `--quick`
 looks at two models. Peers that are not installed are left out, and so is what a peer cannot run: the last
 table says so. IREE, and lowerkit with calibrated activations, take part where they are named:
 `--contenders 'lowerkit static int8,OpenVINO int8'`.
