@@ -18,15 +18,14 @@ from tvm.tirx.script import builder as T
 from lowerkit.targets.cpu.importer import Converter
 from lowerkit.targets.cpu.kernels.conv import Window
 from lowerkit.targets.cpu.kernels.conv_narrow import FIRST, LAST, NO_WINDOW, bordered, convolve, window_of
-from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Instruction
+from lowerkit.targets.cpu.kernels.gemm.dots import Dot
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.operators import constant
+from lowerkit.targets.cpu.kernels.gemm.quantise import INFINITE
 from lowerkit.targets.cpu.kernels.vectors import across, call_kernel, f32, flat, load, loop, store
 
 #: Elements that one task looks through for the extremes of an image.
 _PIECE = 1 << 14
-#: Bits of float32's infinity; those of a NaN are larger.
-_INFINITE = 0x7F800000
 #: Steps and zero points, see above.
 Levels = list[relax.Expr]
 
@@ -79,24 +78,17 @@ def _convolution(
     else:
         image = _quantised(bb, machine.int8, x, channels_first, levels, window)
         sums = convolve(bb, machine, "int8", image, weight, window)
-    less = _stored(machine.int8) == "uint8" and group == 1
+    less = machine.int8.operand == "uint8" and group == 1
     columns = [relax.const(weight.sum(axis=(1, 2, 3), dtype=np.int32))] if less else []
     y = bb.emit_te(_scaled, sums, levels, relax.const(w_scale), *columns, primfunc_name_hint="scale")
     return relax.op.permute_dims(y, FIRST)
-
-
-def _stored(dot: Dot) -> str:
-    """The type of what the product multiplies."""
-    if isinstance(dot, Instruction):
-        return dot.row
-    return "int16" if dot.sum == "int32" else "float32"
 
 
 def _quantised(
     bb: relax.BlockBuilder, dot: Dot, x: relax.Expr, channels_first: bool, levels: Levels, window: Window
 ) -> relax.Expr:
     """`x` in whole steps, for `dot`."""
-    dtype = _stored(dot)
+    dtype = dot.operand
 
     def image(x: te.Tensor, scale: te.Tensor, zero: te.Tensor) -> te.Tensor:
         def narrow(b: Expr, value: Expr) -> Expr:
@@ -186,7 +178,7 @@ def _levels_of(bb: relax.BlockBuilder, x: relax.Expr, lanes: int) -> Levels:
             )
             step = T.bind((high - low) / f32(255))
             step = T.bind(tirx.Select(step == f32(0), f32(1), step))
-            finite = tirx.reinterpret("int32", largest) < tirx.const(_INFINITE, "int32")
+            finite = tirx.reinterpret("int32", largest) < tirx.const(INFINITE, "int32")
             store(scale, tirx.Select(finite, step, f32(float("nan"))), b, 1)
             z = tirx.nearbyint((f32(0) - low) / step)
             store(zero, tirx.min(tirx.max(z, f32(0)), f32(255)), b, 1)

@@ -16,7 +16,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from lowerkit.targets.cpu.kernels.conv import Window
-from lowerkit.targets.cpu.kernels.gemm.dots import Dot, widened
+from lowerkit.targets.cpu.kernels.gemm.dots import Dot, factor
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.operators import FUSABLE, product
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
@@ -90,9 +90,9 @@ def convolve(
 
         def sums(b: Expr, i: Expr, j: Expr, o: Expr) -> Expr:
             left = image(*runs.place([b, i, j], k.var))
-            if str(image.dtype) == "uint16":
-                left = widened(left)
-            return te.sum(left.astype(where.dot.sum) * where.element(panels, k.var, o), axis=k)
+            return te.sum(
+                factor(left, str(image.dtype), where.dot.sum) * where.element(panels, k.var, o), axis=k
+            )
 
         attributes = {KIND: kind, RUNS: runs.annotation()}
         return te.compute((n, height, width, len(weight)), sums, name="gemm", attrs=attributes)

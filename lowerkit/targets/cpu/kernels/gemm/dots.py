@@ -43,6 +43,11 @@ class Dot:
     padded: bool = False
     llvm: str = ""
 
+    @property
+    def operand(self) -> str:
+        """dtype of the left operand."""
+        return "int16" if self.sum == "int32" else "float32"
+
     def left(self, row: Row, k: Expr, lanes: int) -> Expr:
         """The row's element `k` in all lanes."""
         return splat(row(k), lanes)
@@ -118,6 +123,11 @@ def widened(bits: Expr) -> Expr:
     return tirx.reinterpret("float32", bits.astype("uint32") << tirx.const(16, "uint32"))
 
 
+def factor(stored: Expr, dtype: str, total: str) -> Expr:
+    """The number `stored` as `dtype`, of which uint16 is the bits of a bfloat16, in the type `total` of the sums."""
+    return widened(stored) if dtype == "uint16" else stored.astype(total)
+
+
 @dataclass(frozen=True)
 class Instruction(Dot):
     """`step` narrow products a lane by one function of LLVM: (sums, 32 bits of the row in all lanes, panel) -> sums.
@@ -137,6 +147,10 @@ class Instruction(Dot):
     row: str = "int16"
     function: str = field(default="", kw_only=True)
 
+    @property
+    def operand(self) -> str:
+        return self.row
+
     def left(self, row: Row, k: Expr, lanes: int) -> Expr:
         return splat(tirx.reinterpret("int32", row(ramp(k, self.step))), lanes)
 
@@ -147,8 +161,7 @@ class Instruction(Dot):
         return tirx.call_pure_extern(str(total.ty.dtype), self.function, total, left, right)
 
     def element(self, panels: Callable[[Expr], Expr], at: Expr, k: Expr) -> Expr:
-        stored = panels(at + k)
-        return widened(stored) if self.panel == "uint16" else stored.astype(self.sum)
+        return factor(panels(at + k), self.panel, self.sum)
 
 
 def pairs_by_madd(lanes: int) -> Instruction:

@@ -12,7 +12,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr, Op
 
 from lowerkit.targets.cpu.kernels.bfloat16 import nearest
-from lowerkit.targets.cpu.kernels.gemm.dots import Instruction, widened
+from lowerkit.targets.cpu.kernels.gemm.dots import Instruction, factor
 from lowerkit.targets.cpu.kernels.gemm.machine import Machine
 from lowerkit.targets.cpu.kernels.gemm.panels import layout
 from lowerkit.targets.cpu.kernels.gemm.quantise import quantise_rows, quantise_with
@@ -69,13 +69,10 @@ def product(
 
         def sums(*place: tirx.Var) -> Expr:
             *row, column = place
-            left = x(*row, k)
-            if str(x.dtype) == "uint16":
-                left = widened(left)
             right = where.element(panels, k, column)
             for s in scales:
                 right = right * s[tirx.floordiv(k, where.group), column]
-            return te.sum(left.astype(where.dot.sum) * right, axis=k)
+            return te.sum(factor(x(*row, k), str(x.dtype), where.dot.sum) * right, axis=k)
 
         return te.compute([*lead, width], sums, name="gemm", attrs={KIND: kind})
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from lowerkit.targets.cpu.kernels.gemm.dots import Dot, Instruction
+from lowerkit.targets.cpu.kernels.gemm.dots import Dot
 from lowerkit.targets.cpu.kernels.gemm.expressions import on_stack, ramp, row_indices, sequence, splat
 
 #: Elements below which a loop is not worth the start of threads.
 _PARALLEL_FROM = 1 << 14
 #: Bits of float32's infinity; those of a NaN are larger.
-_INFINITE = 0x7F800000
+INFINITE = 0x7F800000
 
 
 def quantise_rows(
@@ -38,7 +38,7 @@ def quantise_rows(
             q, scale, zero = outputs
             return _loop_over_rows(inputs[0], q, scale, zero, lanes)
 
-        shapes, types = [(*lead, padded), (*lead, 1), (*lead, 1)], [_dtype(dot), "float32", "int32"]
+        shapes, types = [(*lead, padded), (*lead, 1), (*lead, 1)], [dot.operand, "float32", "int32"]
         return list(te.extern(shapes, [data], body, dtype=types, name="quantise_rows"))
 
     out = bb.emit_te(quantised, x, primfunc_name_hint="quantise_rows", primfunc_attrs={"op_pattern": 8})
@@ -57,16 +57,12 @@ def quantise_with(
         def element(*i: tirx.Var) -> Expr:
             z = zero().astype("float32")
             q = _clipped(tirx.nearbyint(x(*i) / scale()) + z, 1)
-            q = (q if _dtype(dot) == "uint8" else q - z).astype("int32").astype(_dtype(dot))
-            return q if padded == depth else tirx.if_then_else(i[-1] < depth, q, tirx.const(0, _dtype(dot)))
+            q = (q if dot.operand == "uint8" else q - z).astype("int32").astype(dot.operand)
+            return q if padded == depth else tirx.if_then_else(i[-1] < depth, q, tirx.const(0, dot.operand))
 
         return te.compute([*lead, padded], element, name="quantise")
 
     return bb.emit_te(quantised, x, scale, zero, primfunc_name_hint="quantise")
-
-
-def _dtype(dot: Dot) -> str:
-    return dot.row if isinstance(dot, Instruction) else "int16"
 
 
 def _padded(dot: Dot, depth: int) -> int:
@@ -133,9 +129,7 @@ def _loop_over_rows(x: tirx.Var, q: tirx.Var, scale: tirx.Var, zero: tirx.Var, l
 
     step = (at(high) - at(low)) / tirx.const(255.0, "float32")
     step = tirx.Select(step == tirx.const(0.0, "float32"), tirx.const(1.0, "float32"), step)
-    step = tirx.Select(
-        at(largest) < tirx.const(_INFINITE, "int32"), step, tirx.const(float("nan"), "float32")
-    )
+    step = tirx.Select(at(largest) < tirx.const(INFINITE, "int32"), step, tirx.const(float("nan"), "float32"))
     offset = _clipped(tirx.nearbyint((tirx.const(0.0, "float32") - at(low)) / at(scalars)), 1)
     body = [
         *(on_stack(buffer) for buffer in (low, high, largest, scalars)),
